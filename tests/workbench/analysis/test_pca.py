@@ -1,0 +1,124 @@
+"""PCA against scikit-learn, and what colours need: fixed signs, steadiness along time, clear edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from workbench.analysis.pca import Basis, align_basis, color_range, fit_pca, project, to_rgb
+
+
+def tokens(count: int, channels: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(channels, channels, generator=generator)
+    return torch.randn(count, channels, generator=generator) @ mixing + 3
+
+
+@pytest.mark.parametrize(("count", "channels"), [(500, 12), (9, 40), (200, 3)])
+@pytest.mark.parametrize("accumulate", [torch.float64, torch.float32])
+def test_equals_scikit_learn(count: int, channels: int, accumulate: torch.dtype) -> None:
+    x = tokens(count, channels)
+    basis = fit_pca(x, accumulate=accumulate)
+    reference = PCA(3, svd_solver="full").fit(x.double().numpy())
+    overlap = np.linalg.svd(basis.components.numpy() @ reference.components_.T, compute_uv=False)
+    assert overlap.min() > 1 - 1e-5
+    for mine, theirs in zip(basis.components.numpy(), reference.components_, strict=True):
+        assert abs(mine @ theirs) > 1 - 1e-4
+    np.testing.assert_allclose(basis.variance, reference.explained_variance_, rtol=1e-3)
+    share = basis.variance.sum().item() / basis.total_variance
+    assert share == pytest.approx(reference.explained_variance_ratio_.sum(), rel=1e-3)
+    mine, theirs = project(basis, x).numpy(), reference.transform(x.double().numpy())
+    np.testing.assert_allclose(np.abs(mine), np.abs(theirs), atol=2e-2 * np.abs(theirs).max())
+
+
+def test_signs_are_fixed_by_rule_and_do_not_depend_on_row_order() -> None:
+    x = tokens(300, 8)
+    basis, again = fit_pca(x), fit_pca(x.flip(0))
+    assert torch.allclose(basis.components, again.components, atol=1e-4)
+    largest = basis.components.gather(1, basis.components.abs().argmax(dim=1, keepdim=True))
+    assert (largest > 0).all()
+
+
+def test_constant_features_project_to_zero_and_show_as_grey() -> None:
+    x = torch.full((50, 6), 2.5)
+    basis = fit_pca(x)
+    assert basis.total_variance == 0
+    assert torch.equal(basis.variance, torch.zeros(3))
+    assert torch.allclose(basis.components @ basis.components.T, torch.eye(3), atol=1e-6)
+    projected = project(basis, x)
+    assert torch.equal(to_rgb(projected, color_range(projected)), torch.full((50, 3), 0.5))
+
+
+def test_alignment_undoes_flips_and_rotations_inside_the_subspace() -> None:
+    x = tokens(400, 10)
+    reference = fit_pca(x)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(4))).Q
+    turned = reference._replace(components=-turn @ reference.components)
+    turned_variance = (turn.square() * reference.variance).sum(dim=1)
+    aligned = align_basis(turned._replace(variance=turned_variance), reference)
+    assert torch.allclose(aligned.components, reference.components, atol=1e-5)
+
+
+def test_alignment_keeps_subspace_mean_and_variance() -> None:
+    x, later = tokens(400, 10), tokens(400, 10, seed=1)
+    basis = fit_pca(later)
+    aligned = align_basis(basis, fit_pca(x))
+    overlap = torch.linalg.svdvals(aligned.components @ basis.components.T)
+    assert torch.allclose(overlap, torch.ones(3), atol=1e-5)
+    assert torch.equal(aligned.mean, basis.mean)
+    measured = project(aligned, later).var(dim=0)
+    assert torch.allclose(aligned.variance, measured, rtol=1e-3)
+
+
+def test_alignment_brings_colours_nearer_than_leaving_them() -> None:
+    x = tokens(400, 10)
+    reference = fit_pca(x)
+    noisy = fit_pca(x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2)))
+    flipped = noisy._replace(components=noisy.components * torch.tensor([[-1.0], [1.0], [-1.0]]))
+    before = (project(flipped, x) - project(reference, x)).norm()
+    after = (project(align_basis(flipped, reference), x) - project(reference, x)).norm()
+    assert after < 0.05 * before
+
+
+def test_range_is_that_of_numpy_percentiles_and_shrugs_off_an_outlier() -> None:
+    x = torch.randn(2, 10, 20, 3, generator=torch.Generator().manual_seed(3))
+    expected = np.percentile(x.flatten(0, -2).numpy(), [1, 99], axis=0).T
+    np.testing.assert_allclose(color_range(x).numpy(), expected, rtol=1e-4)
+    x[0, 0, 0] = 1e6
+    assert color_range(x).max() < 10
+
+
+def test_rgb_is_linear_between_the_limits_and_cut_outside() -> None:
+    limits = torch.tensor([[0.0, 2.0]] * 3)
+    colours = to_rgb(torch.tensor([[-1.0, 1.0, 5.0]]), limits)
+    assert torch.allclose(colours, torch.tensor([[0.0, 0.5, 1.0]]))
+
+
+def test_projection_keeps_the_grid() -> None:
+    basis = fit_pca(tokens(50, 7))
+    assert project(basis, torch.randn(2, 3, 5, 7)).shape == (2, 3, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: fit_pca(torch.ones(1, 4)), "2 or more"),
+        (lambda: fit_pca(torch.ones(2, 3, 4)), "N, D"),
+        (lambda: fit_pca(torch.randn(9, 2)), "1 to 2"),
+        (lambda: fit_pca(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), 1), "finite"),
+        (lambda: project(fit_pca(torch.randn(9, 4)), torch.ones(5)), "5 channels"),
+        (lambda: align_basis(fit_pca(torch.randn(9, 4)), fit_pca(torch.randn(9, 5))), "same channels"),
+        (lambda: color_range(torch.empty(0, 3)), "token"),
+    ],
+)
+def test_mistakes_are_told(call, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_basis_is_a_plain_tuple_of_tensors() -> None:
+    mean, components, variance, total = fit_pca(tokens(30, 5))
+    rebuilt = Basis(mean, components, variance, total)
+    assert (rebuilt.mean.shape, rebuilt.components.shape, rebuilt.variance.shape) == ((5,), (3, 5), (3,))

@@ -1,0 +1,132 @@
+"""`load_backbone`: every spec form with local files only, and the message for every wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from workbench.backbones import SyntheticBackbone, VisionTransformer, ViTConfig
+from workbench.backbones import load as standalone
+from workbench.backbones.external import TimmBackbone
+from workbench.features import Backbone
+from workbench.loading import load_backbone
+
+TINY = "vit_tiny_patch16_224"
+
+
+def pictures() -> torch.Tensor:
+    return torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
+    """A small network that the `vits16` spec stands for, so that the test writes kilobytes, not 86 MB."""
+    config = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    monkeypatch.setitem(
+        standalone.DINOV3_ARCHITECTURES, "vits16", lambda **extra: ViTConfig.vit_small(**(config | extra))
+    )
+    return VisionTransformer(ViTConfig.vit_small(**config), generator=torch.Generator().manual_seed(5)).eval()
+
+
+def test_synthetic() -> None:
+    assert isinstance(load_backbone("synthetic"), SyntheticBackbone)
+
+
+@torch.no_grad()
+def test_official_safetensors_and_pth_load_strictly(official: VisionTransformer, tmp_path: Path) -> None:
+    state = official.state_dict()
+    save_file(state, tmp_path / "vits.safetensors")
+    torch.save(state, tmp_path / "vits.pth")
+    nested = {"teacher": {f"backbone.{key}": value for key, value in state.items()} | {"dino_head.x": torch.ones(1)}}
+    torch.save(nested, tmp_path / "teacher_checkpoint.pth")
+    expected = official(pictures())
+    for name in ("vits.safetensors", "vits.pth", "teacher_checkpoint.pth"):
+        for arch in ("vits16", "dinov3_vits16"):
+            backbone = load_backbone(f"dinov3:{arch}:{tmp_path / name}")
+            assert torch.equal(backbone.features(pictures()).patches, expected.patches)
+
+
+def test_half_precision_files_become_float32_and_the_local_norm_is_recognised(
+    official: VisionTransformer, tmp_path: Path
+) -> None:
+    extra = {"local_cls_norm.weight": torch.ones(32), "local_cls_norm.bias": torch.zeros(32)}
+    save_file(
+        {key: value.bfloat16() for key, value in (official.state_dict() | extra).items()}, tmp_path / "b.safetensors"
+    )
+    backbone = load_backbone(f"dinov3:vits16:{tmp_path / 'b.safetensors'}")
+    assert isinstance(backbone, VisionTransformer)
+    assert backbone.config.local_cls_norm
+    assert {tensor.dtype for tensor in backbone.state_dict().values()} == {torch.float32}
+    assert not backbone.training
+
+
+@torch.no_grad()
+def test_timm_models_at_random_and_from_a_file(tmp_path: Path) -> None:
+    backbone = load_backbone(f"timm:{TINY}:random")
+    assert isinstance(backbone, torch.nn.Module)
+    assert not backbone.training
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert isinstance(backbone, TimmBackbone)
+    assert isinstance(backbone, Backbone)
+    assert (backbone.patch_size, backbone.embed_dim, backbone.depth) == (16, 192, 12)
+    head = {"head.weight": torch.zeros(1000, 192), "head.bias": torch.zeros(1000)}
+    save_file(dict(backbone.model.state_dict()) | head, tmp_path / "tiny.safetensors")
+    again = load_backbone(f"timm:{TINY}:{tmp_path / 'tiny.safetensors'}")
+    assert torch.equal(again.features(pictures()).patches, backbone.features(pictures()).patches)
+    features = again.features(pictures(), attention=True)
+    torch.testing.assert_close(features.patches, again.features(pictures()).patches, atol=1e-5, rtol=0)
+    assert features.patches.shape == (1, 2, 4, 192)
+    assert features.registers.shape == (1, 0, 192)
+    torch.testing.assert_close(features.attention.sum(-1), torch.ones(1, 3, 9))
+
+
+@torch.no_grad()
+def test_a_timm_model_without_class_token_gets_the_mean_of_its_patches() -> None:
+    features = load_backbone("timm:vit_wee_patch16_reg1_gap_256:random").features(pictures())
+    assert features.registers.shape == (1, 1, 256)
+    torch.testing.assert_close(features.cls, features.patches.mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "resnet50",
+            r"unknown backbone spec 'resnet50'; valid forms:\n  run:PATH(.|\n)*synthetic(.|\n)*timm:(.|\n)*dinov3:",
+        ),
+        ("", "unknown backbone spec ''"),
+        ("synthetic:7", "unknown backbone spec 'synthetic:7'"),
+        ("timm:", "unknown backbone spec 'timm:'"),
+        (f"timm:{TINY}", f"nothing is downloaded(.|\n)*'timm:{TINY}:PATH.safetensors'(.|\n)*'timm:{TINY}:random'"),
+        ("timm:vit_tiny_patch16_225:random", "no model 'vit_tiny_patch16_225'. Similar: vit_tiny_patch16_224"),
+        ("timm:resnet18:random", "'resnet18' is not a plain vision transformer"),
+        ("dinov3:vitx:weights.pth", "ARCH one of vits16, vits16plus, vitb16"),
+        ("dinov3:vits16", "dinov3:ARCH:PATH"),
+        ("run:", "run:PATH"),
+    ],
+)
+def test_wrong_specs_are_explained(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_backbone(spec)
+
+
+def test_wrong_files_are_explained(official: VisionTransformer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights file at .*nowhere\.pth"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'nowhere.pth'}")
+    (tmp_path / "weights.bin").write_bytes(b"0")
+    with pytest.raises(ValueError, match=r"ends in '\.bin'; weights are read from \.safetensors or \.pth"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'weights.bin'}")
+    torch.save({"model": official}, tmp_path / "pickled.pth")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'pickled.pth'}")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="cannot read"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'torn.safetensors'}")
+    save_file({"cls_token": torch.zeros(1, 1, 32)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"not a DINOv3 vits16 backbone(.|\n)*Missing key"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'other.safetensors'}")
+    with pytest.raises(ValueError, match="does not fit timm model"):
+        load_backbone(f"timm:{TINY}:{tmp_path / 'other.safetensors'}")

@@ -1,0 +1,118 @@
+"""Principal components of patch tokens as colours: exact, deterministic, and steady from one step to the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ROWS_AT_ONCE = 65_536
+_PERCENTILE_SAMPLE = 1_000_000
+
+
+class Basis(NamedTuple):
+    """An affine subspace of feature space: `project` maps a token to its C coordinates in it."""
+
+    mean: Tensor
+    """[D]"""
+    components: Tensor
+    """[C, D], orthonormal rows."""
+    variance: Tensor
+    """[C], variance of the fitted tokens along each component (N - 1 in the denominator), falling after `fit_pca`."""
+    total_variance: float
+    """Sum of the variances of all D channels; variance.sum() / total_variance is the share that colours show."""
+
+
+def fit_pca(tokens: Tensor, components: int = 3, *, accumulate: torch.dtype = torch.float64) -> Basis:
+    """Principal components of `tokens` [N, D], exact, from the covariance matrix; the basis is float32.
+
+    `accumulate` is the type in which the covariance is summed: float64, or float32 for speed on large N. The sign of a
+    component is fixed so that its entry of largest magnitude is positive. Constant tokens give variance 0 and some
+    orthonormal components, so that projections are 0. For many images fit one basis on all of them jointly: a basis an
+    image hides a loss of detail. Source: DINOv3, section 6.1.1 (PCA maps). Raises ValueError for fewer than two
+    tokens, more components than channels, or values that are not finite.
+    """
+    if tokens.dim() != 2 or len(tokens) < 2:
+        raise ValueError(f"fit_pca wants tokens [N, D] with N of 2 or more, got shape {tuple(tokens.shape)}.")
+    channels = tokens.shape[1]
+    if not 1 <= components <= channels:
+        raise ValueError(f"{components} components asked of {channels} channels; choose 1 to {channels}.")
+    mean, covariance = _moments(tokens, accumulate)
+    if not torch.isfinite(covariance).all():
+        raise ValueError("fit_pca wants finite tokens; these hold NaN, infinity or values too large to square.")
+    values, vectors = torch.linalg.eigh(covariance.double())
+    top = vectors.T.flip(0)[:components]
+    return Basis(
+        mean=mean.float(),
+        components=_fix_signs(top).float(),
+        variance=values.flip(0)[:components].clamp_min(0).float(),
+        total_variance=covariance.diagonal().sum().item(),
+    )
+
+
+def align_basis(basis: Basis, reference: Basis) -> Basis:
+    """`basis` rotated within its own subspace to lie as near to `reference` as it can, so that colours do not flip.
+
+    The subspace, the mean and the total variance stay; the components are no longer sorted by variance, and `variance`
+    tells the variance along each. Source: orthogonal Procrustes problem (Schoenemann 1966).
+    """
+    if basis.components.shape != reference.components.shape:
+        raise ValueError(
+            f"cannot align components {tuple(basis.components.shape)} to {tuple(reference.components.shape)}; "
+            "both need the same channels and the same number of components."
+        )
+    components = basis.components.double()
+    left, _, right = torch.linalg.svd(reference.components.to(components) @ components.T)
+    rotation = left @ right
+    variance = (rotation.square() * basis.variance.to(rotation)).sum(dim=1)
+    return basis._replace(components=(rotation @ components).float(), variance=variance.float())
+
+
+def project(basis: Basis, tokens: Tensor) -> Tensor:
+    """Coordinates [..., C] of `tokens` [..., D] along the components, relative to the mean."""
+    if tokens.shape[-1] != len(basis.mean):
+        raise ValueError(f"these tokens have {tokens.shape[-1]} channels, the basis {len(basis.mean)}.")
+    return (tokens.float() - basis.mean.to(tokens.device)) @ basis.components.to(tokens.device).T
+
+
+def color_range(projected: Tensor, *, low: float = 1.0, high: float = 99.0) -> Tensor:
+    """Range [C, 2] (low, high) of each coordinate of `projected` [..., C] between two percentiles (of 100).
+
+    Percentiles keep one odd patch from washing out all the others. Above a million tokens an even subset is taken.
+    """
+    rows = projected.flatten(0, -2).float()
+    if not len(rows) or not 0 <= low < high <= 100:
+        raise ValueError(
+            f"color_range wants a token or more and percentiles 0 <= low < high <= 100, got {len(rows)}, {low}, {high}."
+        )
+    rows = rows[:: -(-len(rows) // _PERCENTILE_SAMPLE)]
+    bounds = torch.tensor([low / 100, high / 100], dtype=rows.dtype, device=rows.device)
+    return torch.quantile(rows, bounds, dim=0).T.contiguous()
+
+
+def to_rgb(projected: Tensor, limits: Tensor) -> Tensor:
+    """Colours [..., C] in [0, 1] of `projected` [..., C], linear between the `limits` [C, 2] and cut off outside.
+
+    A coordinate whose limits coincide (constant features) is a middle grey, 0.5.
+    """
+    low, high = limits.to(projected.device).unbind(dim=-1)
+    span = high - low
+    scaled = (projected.float() - low) / torch.where(span > 0, span, torch.ones_like(span))
+    return torch.where(span > 0, scaled, torch.full_like(scaled, 0.5)).clamp(0, 1)
+
+
+def _moments(tokens: Tensor, accumulate: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean [D] and unbiased covariance [D, D], summed in `accumulate` over blocks of rows."""
+    blocks = tokens.split(_ROWS_AT_ONCE)
+    mean = sum((block.double().sum(dim=0) for block in blocks), torch.zeros((), device=tokens.device)) / len(tokens)
+    covariance = torch.zeros(len(mean), len(mean), dtype=accumulate, device=tokens.device)
+    for block in blocks:
+        centred = (block.double() - mean).to(accumulate)
+        covariance.addmm_(centred.T, centred)
+    return mean, covariance / (len(tokens) - 1)
+
+
+def _fix_signs(components: Tensor) -> Tensor:
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    return components * torch.where(largest < 0, -1.0, 1.0).to(components)

@@ -1,0 +1,48 @@
+"""Cosine similarity between patches, and the 8-bit rows in which patches travel to a browser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unit(patches: Tensor, eps: float = 1e-12) -> Tensor:
+    """`patches` [..., D] scaled to length 1 along D, in float32 at least; rows shorter than `eps` stay near zero."""
+    patches = patches if patches.dtype == torch.float64 else patches.float()
+    return patches / patches.norm(dim=-1, keepdim=True).clamp_min(eps)
+
+
+def similarity(patches: Tensor, query: tuple[int, int, int]) -> Tensor:
+    """Cosine of one patch with every patch of every image.
+
+    `patches` is [B, H, W, D]; `query` is (image, row, column), row 0 at the top. The result is [B, H, W] in [-1, 1],
+    1 at the query itself; a zero patch has cosine 0 with everything. Raises ValueError when the query lies outside.
+    """
+    if patches.dim() != 4:
+        raise ValueError(f"similarity wants patches [B, H, W, D], got shape {tuple(patches.shape)}.")
+    if len(query) != 3 or not all(0 <= index < size for index, size in zip(query, patches.shape[:3], strict=True)):
+        raise ValueError(
+            f"query {tuple(query)} is not a patch; (image, row, column) must lie in {tuple(patches.shape[:3])}, from 0."
+        )
+    units = unit(patches)
+    return (units @ units[query]).clamp(-1.0, 1.0)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of `x` [..., D] as int8 [..., D] in -127..127 and one float32 scale a row [...]; x is about q * scale.
+
+    The scale is the row's largest magnitude / 127, so no value is clipped and the error is at most scale / 2. Cosines
+    between rows keep about 1e-3. A zero row has scale 0. Raises ValueError for values that are not finite.
+    """
+    x = x.float()
+    largest = x.abs().amax(dim=-1)
+    if not torch.isfinite(largest).all():
+        raise ValueError("quantize_rows wants finite values; these rows hold NaN or infinity.")
+    scale = largest / 127
+    steps = x / torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
+    return steps.round().clamp(-127, 127).to(torch.int8), scale
+
+
+def dequantize_rows(quantized: Tensor, scale: Tensor) -> Tensor:
+    """The float32 rows [..., D] that `quantized` int8 [..., D] and `scale` [...] stand for."""
+    return quantized.float() * scale.unsqueeze(-1)

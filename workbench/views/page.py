@@ -1,0 +1,70 @@
+"""A view as one HTML file that works offline: renderer, style and data in it, no server, no Python."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench.views.encode import Transport
+from workbench.views.payloads import PayloadSource, answer
+
+STATIC = Path(__file__).parents[1] / "static"
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Dense features</title>
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<style>body { margin: 0 }</style><style>%(css)s</style></head><body><main></main>
+<script type="application/json" id="state">%(state)s</script>
+<script type="application/json" id="answers">%(answers)s</script>
+<script type="text/plain" id="renderer">%(esm)s</script>
+<script type="module">
+const text = (id) => document.getElementById(id).textContent;
+const state = JSON.parse(text("state")), answers = JSON.parse(text("answers")), listeners = {};
+const model = {
+  get: (key) => state[key],
+  set: (key, value) => { state[key] = value; for (const f of listeners["change:" + key] ?? []) f(); },
+  save_changes: () => {},
+  on: (event, f) => (listeners[event] ??= []).push(f),
+};
+const bytes = (data) => new DataView(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)).buffer);
+const invoke = async (name, { index, step }) => {
+  const [json, buffers] = answers[[name, index ?? step ?? ""].join(":")];
+  return [json, buffers.map(bytes)];
+};
+const source = new Blob([text("renderer")], { type: "text/javascript" });
+const { default: renderer } = await import(URL.createObjectURL(source));
+const el = document.querySelector("main");
+window.workbench = { model, close: renderer.render({ model, el, experimental: { invoke } }) };
+</script></body></html>
+"""
+
+
+def standalone_page(source: PayloadSource, *, view: str = "run", dtype: Transport = "int8", **state: Any) -> str:
+    """An HTML document showing `source` ("run" with a timeline, or "patches"); `state` goes to the renderer's model.
+
+    Common state: language ("en", "zh"), theme ("light", "dark"), step, mode, selection. Its size is 4/3 of the
+    features' bytes and the pictures'.
+    """
+    summary = source.summary()
+    questions: list[tuple[str, dict[str, Any], Any]] = [("summary", {}, ""), ("basis", {}, "")]
+    questions += [
+        ("image", {"index": index}, index) for index in range(summary["probes"]["count"] if summary["probes"] else 0)
+    ]
+    questions += [("probes", {"step": step, "dtype": dtype}, step) for step in summary["steps"]]
+    answers = {}
+    for name, message, key in questions:
+        reply, buffers = answer(source, name, message)
+        answers[f"{name}:{key}"] = [reply, [base64.b64encode(data).decode() for data in buffers]]
+    return _PAGE % {
+        "css": (STATIC / "renderer.css").read_text(encoding="utf-8"),
+        "esm": (STATIC / "renderer.js").read_text(encoding="utf-8"),
+        "state": _json({"view": view, "dtype": dtype, **state}),
+        "answers": _json(answers),
+    }
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
