@@ -1,0 +1,86 @@
+"""The config tree: each part is defined in the file of what it configures; here they are put together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from training.data.augment import AugmentConfig, MultiCrop
+from training.data.batch import BatchConfig, BatchStream
+from training.data.masking import MaskConfig
+from training.data.sources import FolderConfig, ImageSource, ScenesConfig
+from training.evaluation.plan import EvaluationConfig
+from training.optim import OptimConfig
+from training.phases.pretrain import PretrainConfig
+from training.trainer import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    recipe: str = ""
+    """Name of the recipe this started from."""
+    phase: str = "pretrain"
+    seed: int = 0
+    """Fixes initial weights, order, crops, masks, stochastic depth and RoPE augmentation."""
+    data: ScenesConfig | FolderConfig = field(default_factory=ScenesConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def resolve(self) -> TrainConfig:
+        """Fractions become steps, the learning rate gets its batch-size factor, one seed reaches every part.
+
+        Raises ValueError when parts do not fit together.
+        """
+        steps = self.loop.steps
+        if self.batch.seed not in (0, self.seed):
+            raise ValueError(f"batch.seed is {self.batch.seed}, but the run's seed is {self.seed}; set --seed alone.")
+        crops = self.augment.global_crops + self.augment.local_crops
+        if crops < 2:
+            raise ValueError(f"augment has {crops} crop of each image, with none to compare it to; add local_crops.")
+        group, images = self.pretrain.koleo_group, self.batch.batch_size
+        if group is not None and images % group:
+            raise ValueError(
+                f"pretrain.koleo_group is {group}, which does not divide batch.batch_size {images}; "
+                "choose a divisor, or None for the whole batch."
+            )
+        return replace(
+            self,
+            batch=replace(self.batch, seed=self.seed),
+            pretrain=self.pretrain.resolve(steps),
+            optim=self.optim.resolve(steps, self.batch.batch_size),
+        )
+
+    def stream(self, source: ImageSource) -> BatchStream:
+        """Batches of `source`; masks are drawn only if iBOT uses them."""
+        masks = self.masks if self.pretrain.ibot_weight else None
+        return BatchStream(source, MultiCrop(self.augment), masks, self.pretrain.backbone.patch_size, self.batch)
+
+
+def as_tree(config: TrainConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and numbers: the content of config.json."""
+    return _plain(asdict(config))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """ "path: old -> new" for every leaf that differs between two trees."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,5 @@
+"""Phases of training. The loop in `training/trainer.py` knows `Phase` and no phase by name."""
+
+from training.phases.phase import Phase, StepLosses
+
+__all__ = ["Phase", "StepLosses"]

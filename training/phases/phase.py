@@ -1,0 +1,50 @@
+"""What the training loop asks of a phase."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.data.batch import Batch
+from workbench.backbones import VisionTransformer
+
+
+class StepLosses(NamedTuple):
+    """The outcome of one forward pass."""
+
+    total: Tensor
+    """Scalar with a graph: what is minimised."""
+    record: dict[str, Tensor]
+    """Detached scalars by metric name ("loss/dino", "teacher/entropy", …)."""
+
+
+class Phase(Protocol):
+    """One objective with its networks. Construct it, hand it to the loop; no registry in between."""
+
+    name: str
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network whose state must survive a resume, by name."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The sub-modules that the optimizer steps; gradients are clipped per entry."""
+        ...
+
+    def generators(self) -> dict[str, torch.Generator]:
+        """Every source of randomness the phase draws from while training."""
+        ...
+
+    def losses(self, batch: Batch, step: int) -> StepLosses:
+        """Forward pass on one batch. `step` counts optimizer steps done before this one."""
+        ...
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Runs after a successful optimizer step (teacher update); returns numbers worth a record."""
+        ...
+
+    def backbones(self) -> dict[str, VisionTransformer]:
+        """What is published to the run directory, by role; the first one is evaluated."""
+        ...

@@ -1,0 +1,215 @@
+"""Self-distillation pretraining: DINO on class tokens, iBOT on masked patches, KoLeo on the batch.
+
+Sources: DINO (Caron et al. 2021, Alg. 1), iBOT (Zhou et al. 2022, Eq. 2-3), DINOv2 (Oquab et al. 2023, Sec. 4),
+DINOv3 (Simeoni et al. 2025, Sec. 3). Defaults follow the code that trained the released weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from training.data.batch import Batch
+from training.ema import copy_weights, update_teacher
+from training.heads import HeadConfig, ProjectionHead
+from training.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center, update_center
+from training.phases.phase import StepLosses
+from training.schedules import Schedule, constant, to_steps
+from workbench.backbones import VisionTransformer, ViTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Networks, loss weights and teacher schedules of the `pretrain` phase."""
+
+    backbone: ViTConfig = field(default_factory=ViTConfig)
+    dino_head: HeadConfig = field(default_factory=HeadConfig)
+    ibot_head: HeadConfig = field(default_factory=HeadConfig)
+    initialisation: Literal["official", "fan-in"] = "official"
+    """"official": normal with std 0.02; "fan-in": std from the layer width, which narrow networks need to learn."""
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    ibot_warmup_steps: int | float = 0
+    """The iBOT weight rises linearly from 0 over so many steps (a float below 1: fraction of the run); an untrained
+    patch head smooths patches."""
+    koleo_weight: float = 0.1
+    koleo_group: int | None = None
+    """Samples among which the nearest neighbour is sought; None: the whole batch."""
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    student_temperature: float = 0.1
+    teacher_temperature: Schedule = field(default_factory=lambda: constant(0.07))
+    momentum: Schedule = field(default_factory=lambda: constant(0.994))
+
+    def __post_init__(self) -> None:
+        temperatures = (self.student_temperature, *self.teacher_temperature.extremes())
+        if not all(math.isfinite(value) and value > 0 for value in temperatures):
+            raise ValueError(
+                f"PretrainConfig: student temperature and the levels of the teacher's schedule are {temperatures}; all "
+                "must be above 0. A warm-up begins at teacher_temperature.start."
+            )
+        for name in ("dino_weight", "ibot_weight", "koleo_weight", "ibot_warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"PretrainConfig.{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.koleo_group is not None and self.koleo_group < 2:
+            raise ValueError(
+                f"PretrainConfig.koleo_group is {self.koleo_group}; give 2 or more, or None for the whole batch."
+            )
+        if not all(0 <= value <= 1 for value in self.momentum.extremes()):
+            raise ValueError(f"PretrainConfig.momentum has levels {self.momentum.extremes()}; all must lie in [0, 1].")
+
+    def resolve(self, total_steps: int) -> PretrainConfig:
+        """For a run of `total_steps` steps: schedules get whole steps."""
+        return replace(
+            self,
+            ibot_warmup_steps=to_steps(self.ibot_warmup_steps, total_steps),
+            teacher_temperature=self.teacher_temperature.resolve(total_steps),
+            momentum=self.momentum.resolve(total_steps),
+        )
+
+
+class Networks(nn.Module):
+    """A backbone with its two projection heads: the student, and the same again as the teacher."""
+
+    def __init__(self, config: PretrainConfig, generator: torch.Generator):
+        super().__init__()
+        std = 0.02 if config.initialisation == "official" else None
+        self.backbone = VisionTransformer(config.backbone)
+        self.dino_head = ProjectionHead(config.backbone.embed_dim, config.dino_head)
+        self.ibot_head = ProjectionHead(config.backbone.embed_dim, config.ibot_head)
+        for module in (self.backbone, self.dino_head, self.ibot_head):
+            module.init_weights(generator, std=std)
+
+
+class Pretrain:
+    """The `pretrain` phase: a student learns its EMA teacher's prototype assignments."""
+
+    name = "pretrain"
+
+    def __init__(self, config: PretrainConfig, *, seed: int, device: str = "cpu"):
+        self.config = config
+        self.student = Networks(config, torch.Generator().manual_seed(seed)).to(device)
+        self.teacher = Networks(config, torch.Generator().manual_seed(seed)).to(device)
+        copy_weights(self.teacher, self.student)
+        self.teacher.eval()
+        self.student.train()
+        self.network_generator = torch.Generator().manual_seed(seed + 1)
+        self.student.backbone.generator = self.network_generator
+        self.centers = nn.ParameterDict(
+            {
+                "dino": nn.Parameter(torch.zeros(1, config.dino_head.prototypes, device=device), requires_grad=False),
+                "ibot": nn.Parameter(torch.zeros(1, config.ibot_head.prototypes, device=device), requires_grad=False),
+            }
+        )
+        self._next_centers: dict[str, Tensor] = {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "teacher": self.teacher, "centers": self.centers}
+
+    def trainable(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"backbone": self.student.backbone, "dino_head": self.student.dino_head}
+        return parts | ({"ibot_head": self.student.ibot_head} if self.config.ibot_weight else {})
+
+    def generators(self) -> dict[str, torch.Generator]:
+        return {"networks": self.network_generator}
+
+    def backbones(self) -> dict[str, VisionTransformer]:
+        return {"teacher": self.teacher.backbone}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        momentum = self.config.momentum(step)
+        update_teacher(self.teacher, self.student, momentum)
+        for name, center in self._next_centers.items():
+            self.centers[name].copy_(center)
+        return {"teacher/momentum": momentum}
+
+    def losses(self, batch: Batch, step: int) -> StepLosses:
+        """Total loss of one batch: crops are crop-major, `batch.globals_` [G*B, 3, g, g], masks [G*B, H, W]."""
+        config, images = self.config, len(batch.indices)
+        self._next_centers = {}
+        masked = batch.masks if config.ibot_weight else None
+        temperature = config.teacher_temperature(step)
+        targets, patch_targets = self._targets(batch, temperature, masked)
+        global_features, local_features = self._student(batch, masked)
+        crops = global_features.cls.shape[0] // images
+        logits = self.student.dino_head(torch.cat([global_features.cls, local_features.cls]))
+        dino = self._dino(logits.unflatten(0, (-1, images)), targets.unflatten(0, (crops, images)))
+        koleo = sum((self._koleo(cls) for cls in global_features.cls.chunk(crops)), logits.new_zeros(()))
+        total = config.dino_weight * dino + config.koleo_weight * koleo
+        record = {"loss/dino": dino, "loss/koleo": koleo, **_assignment_statistics(targets)}
+        if masked is not None and patch_targets is not None:
+            ibot = self._ibot(global_features.patches, masked, patch_targets)
+            total = total + config.ibot_weight * self._ibot_ramp(step) * ibot
+            record["loss/ibot"] = ibot
+        record["loss/total"] = total
+        return StepLosses(total, {name: value.detach() for name, value in record.items()})
+
+    def _student(self, batch: Batch, masked: Tensor | None):
+        if not len(batch.locals_):
+            features = self.student.backbone.forward_groups([batch.globals_], [masked])[0]
+            return features, features._replace(cls=features.cls[:0])
+        groups = self.student.backbone.forward_groups([batch.globals_, batch.locals_], [masked, None])
+        return groups[0], groups[1]
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch, temperature: float, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Teacher probabilities: class tokens [G*B, K] and, when iBOT is on, masked patches [M, K]."""
+        features = self.teacher.backbone(batch.globals_)
+        cls = self._assign(self.teacher.dino_head(features.cls), temperature, "dino")
+        if masked is None:
+            return cls, None
+        logits = self.teacher.ibot_head(features.patches[masked])
+        return cls, self._assign(logits, temperature, "ibot")
+
+    def _assign(self, logits: Tensor, temperature: float, center: str) -> Tensor:
+        if self.config.centering == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature)
+        probabilities = softmax_center(logits, self.centers[center], temperature)
+        updated = update_center(self.centers[center].clone(), logits)
+        if torch.isfinite(updated).all():  # taken over in after_step: a skipped step must not move the centre
+            self._next_centers[center] = updated
+        return probabilities
+
+    def _dino(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over (student crop, teacher crop) pairs, same-crop pairs left out (DINO Alg. 1).
+
+        logits [S, B, K] with the T global crops first, targets [T, B, K]. One global crop meets local crops only.
+        """
+        crops, temperature = targets.shape[0], self.config.student_temperature
+        if crops == 1:
+            return dino_loss(logits[1:], targets, student_temperature=temperature)
+        among = dino_loss(logits[:crops], targets, student_temperature=temperature, ignore_diagonal=True)
+        if logits.shape[0] == crops:
+            return among
+        across = dino_loss(logits[crops:], targets, student_temperature=temperature)
+        pairs_among, pairs_across = crops * (crops - 1), (logits.shape[0] - crops) * crops
+        return (pairs_among * among + pairs_across * across) / (pairs_among + pairs_across)
+
+    def _koleo(self, cls: Tensor) -> Tensor:
+        """KoLeo of one crop, cls [B, D]: the mean over groups of `koleo_group` samples that follow one another."""
+        if self.config.koleo_group is None:
+            return koleo_loss(cls)
+        return torch.stack([koleo_loss(group) for group in cls.split(self.config.koleo_group)]).mean()
+
+    def _ibot(self, patches: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+        """iBOT Eq. 2 on masked patches; patches [G*B, H, W, D], masks [G*B, H, W], targets [M, K]."""
+        logits = self.student.ibot_head(patches[masks])
+        return ibot_loss(logits, targets, masks.flatten(1), student_temperature=self.config.student_temperature)
+
+    def _ibot_ramp(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.config.ibot_warmup_steps) if self.config.ibot_warmup_steps else 1.0
+
+
+def _assignment_statistics(targets: Tensor) -> dict[str, Tensor]:
+    """How the teacher spreads samples over prototypes; targets [N, K] probabilities.
+
+    `teacher/entropy`: mean entropy of one sample's assignment, over ln K (0 one-hot, 1 uniform).
+    `teacher/prototypes_used`: share of prototypes that are some sample's first choice, of the most possible.
+    """
+    count, prototypes = targets.shape
+    entropy = torch.special.entr(targets).sum(-1).mean() / torch.log(torch.tensor(float(prototypes)))
+    used = targets.argmax(-1).unique().numel() / min(count, prototypes)
+    return {"teacher/entropy": entropy, "teacher/prototypes_used": torch.tensor(used)}
