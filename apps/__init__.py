@@ -1,0 +1,1 @@
+"""Browser applications over run directories: `python -m apps --runs runs/`."""

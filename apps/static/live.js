@@ -1,0 +1,115 @@
+// The page's side of the HTTP routes: one run's data, kept current by server-sent deltas.
+
+async function getJson(url) {
+  const answer = await fetch(url);
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw Object.assign(new Error(body.message ?? answer.statusText), { code: body.error ?? 'unknown' });
+  return body;
+}
+
+async function getBytes(url) {
+  const answer = await fetch(url);
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(body.message ?? answer.statusText), { code: body.error ?? 'unknown' });
+}
+
+function appendColumns(series, delta) {
+  for (const [name, columns] of Object.entries(delta)) {
+    const known = (series[name] ??= { step: [], seconds: [], value: [] });
+    for (const key of ['step', 'seconds', 'value']) for (const x of columns[key]) known[key].push(x);
+  }
+}
+
+/** The summary without what the page itself says about the run; a new object, so that changes can be told. */
+function forRenderer(data) {
+  const { id, steps } = data.run;
+  return { ...data, run: { id, steps, name: '', phase: '', status: '' } };
+}
+
+/**
+ * Opens a run. `onChange({data, rows, steps, state})` says what a delta brought, `onTrouble(code, message)` that the
+ * run is gone or unreadable, `onLink(up)` whether the server answers. Returns {data, invoke, close}.
+ */
+async function openRun(id, { onChange, onTrouble, onLink }) {
+  const base = `/api/runs/${id}`;
+  let data = await getJson(`${base}/summary`);
+  let source = null;
+  let cursor = data.cursor;
+  let closed = false;
+
+  async function reload() {
+    try {
+      data = await getJson(`${base}/summary`);
+      cursor = data.cursor;
+      if (!closed) onChange({ data, rows: true, steps: true, state: true });
+    } catch (error) {
+      if (!closed) onTrouble(error.code, error.message);
+    }
+  }
+
+  function take(delta) {
+    if (delta.reset) return void reload().then(restart);
+    cursor = delta.cursor;
+    const steps = delta.steps.join() !== data.steps.join();
+    const state = delta.run.status !== data.run.status;
+    const rows = Object.keys(delta.series).length > 0;
+    appendColumns(data.series, delta.series);
+    data.events.push(...delta.events);
+    data.steps = delta.steps;
+    if (delta.probes) data.probes = delta.probes;
+    Object.assign(data.run, delta.run);
+    data.received = performance.now();
+    onChange({ data, rows, steps, state, events: delta.events.length > 0 });
+  }
+
+  function listen() {
+    if (source || closed || document.hidden) return;
+    source = new EventSource(`${base}/stream?cursor=${cursor}`);
+    source.onmessage = (event) => { onLink(true); take(JSON.parse(event.data)); };
+    source.onopen = () => onLink(true);
+    source.onerror = () => { if (!closed) onLink(false); if (source?.readyState === EventSource.CLOSED) retryLater(); };
+    source.addEventListener('gone', (event) => {
+      hush();
+      const detail = JSON.parse(event.data);
+      onTrouble(detail.error, detail.message);
+    });
+  }
+  function hush() { source?.close(); source = null; }
+  function restart() { hush(); listen(); }
+  function retryLater() { hush(); setTimeout(listen, 2000); }
+  // A hidden tab holds no connection: browsers allow six per server, and nobody is looking.
+  const onVisible = () => (document.hidden ? hush() : listen());
+  document.addEventListener('visibilitychange', onVisible);
+  data.received = performance.now();
+  listen();
+
+  const version = () => `v=${data.run.version}`;
+  const view = (buffer) => new DataView(buffer);
+  /** What the shared renderer calls: (name, message) -> [json, DataView[]]. */
+  async function invoke(name, message = {}) {
+    if (name === 'summary') return [forRenderer(data), []];
+    if (name === 'image') {
+      const answer = await getBytes(`${base}/images/${message.index}.png?${version()}`);
+      return [{ index: message.index, type: 'image/png' }, [view(await answer.arrayBuffer())]];
+    }
+    if (name === 'probes') {
+      const dtype = message.dtype ?? 'int8';
+      const answer = await getBytes(`${base}/probes/${message.step}?dtype=${dtype}&${version()}`);
+      return [{ step: message.step, dtype }, [view(await answer.arrayBuffer())]];
+    }
+    if (name === 'basis') {
+      const answer = await getBytes(`${base}/basis`);
+      return [JSON.parse(answer.headers.get('x-basis')), [view(await answer.arrayBuffer())]];
+    }
+    throw new Error(`the page has no data called ${name}; it has summary, image, probes and basis`);
+  }
+  function close() {
+    closed = true;
+    hush();
+    document.removeEventListener('visibilitychange', onVisible);
+  }
+  return { get data() { return data; }, invoke, close };
+}
+
+export default { getJson, openRun };

@@ -1,0 +1,179 @@
+"""The live reader: byte offsets, torn lines, resumed writers, thinning; and the basis that all steps share."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from array import array
+from itertools import pairwise
+
+import made_up_run
+import pytest
+import torch
+
+from apps.basis import SNAPSHOTS, BasisCache, joint_basis, spread
+from apps.feed import Cursor, RunFeed, thin
+from workbench.analysis.pca import project
+from workbench.runs import RunWriter
+
+
+@pytest.fixture
+def growing(tmp_path):
+    """(writer, images, feed) of a run at step 0."""
+    writer, images = made_up_run.create(tmp_path / "run", count=2, side=32)
+    yield writer, images, RunFeed(writer.path, "id", "version")
+    writer.close()
+
+
+def test_a_feed_holds_all_records_once(growing):
+    writer, images, feed = growing
+    for stop in (10, 20, 40):
+        start = 0 if stop == 10 else stop // 2 + 5
+        made_up_run.grow(writer, images, start, stop)
+        feed.refresh()
+    assert list(feed.series["loss/total"].step) == list(range(0, 41, 5))
+    assert list(feed.series["dense/patch_knn"].step) == [0, 20, 40]
+    assert feed.steps == [0, 20, 40]
+
+
+def test_torn_and_foreign_lines_are_left_out(growing):
+    writer, _, feed = growing
+    path = writer.path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "loss/total": 2.0}\nnot json\n[1]\n{"step": 2, "loss/total": NaN, "note": "x"}\n{"ste'
+    )
+    feed.refresh()
+    assert feed.series["loss/total"].columns()["value"] == [2.0, None]
+    assert set(feed.series) == {"loss/total"}
+    with path.open("ab") as file:
+        file.write(b'p": 3, "loss/total": 1.0}\n')
+    feed.refresh()
+    assert list(feed.series["loss/total"].step) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("regrown", [False, True])
+def test_a_resumed_writer_starts_a_new_generation(growing, regrown):
+    writer, images, feed = growing
+    made_up_run.grow(writer, images, 0, 40)
+    feed.refresh()
+    before = feed.cursor
+    writer.close()
+    with RunWriter.reopen(writer.path, step=20) as again:
+        if regrown:
+            for step in range(25, 61, 5):
+                again.metrics(step, 0.31 * step, {"loss/total": 1.0})
+        feed.refresh()
+    assert feed.cursor.generation == before.generation + 1
+    assert list(feed.series["loss/total"].step) == list(range(0, 61 if regrown else 21, 5))
+    assert feed.steps == [0, 20]
+    cursor, text = feed.delta(before)
+    assert cursor == feed.cursor
+    assert json.loads(text) == {"reset": True, "cursor": str(cursor)}
+
+
+def test_a_cursor_of_an_earlier_server_is_told_to_read_all(growing):
+    writer, images, earlier = growing
+    made_up_run.grow(writer, images, 0, 20)
+    earlier.refresh()
+    time.sleep(0.002)
+    feed = RunFeed(writer.path, "id", "version")
+    feed.refresh()
+    assert Cursor.parse(str(feed.cursor)) == feed.cursor
+    assert json.loads(feed.delta(earlier.cursor)[1])["reset"]
+
+
+def test_a_look_that_fails_midway_loses_no_record(growing):
+    writer, images, feed = growing
+    made_up_run.grow(writer, images, 0, 20)
+    events, aside = writer.path / "events.jsonl", writer.path / "aside"
+    events.rename(aside)
+    events.mkdir()
+    before = feed.cursor
+    with pytest.raises(IsADirectoryError):
+        feed.refresh()
+    events.rmdir()
+    aside.rename(events)
+    feed.refresh()
+    assert list(feed.series["loss/total"].step) == list(range(0, 21, 5))
+    assert feed.cursor.generation > before.generation
+
+
+def test_other_backbones_get_their_own_series(growing):
+    writer, _, feed = growing
+    writer.evaluation(5, 1.0, "teacher", {"dense/patch_knn": 0.5})
+    writer.evaluation(5, 1.0, "student", {"dense/patch_knn": 0.4})
+    feed.refresh()
+    assert set(feed.series) == {"dense/patch_knn", "student/dense/patch_knn"}
+
+
+def test_a_delta_is_one_line_of_what_came_after_the_cursor(growing):
+    writer, images, feed = growing
+    made_up_run.grow(writer, images, 0, 20)
+    feed.refresh()
+    cursor = feed.cursor
+    writer.event(20, "warn", "dense-peak", "line one\nline two")
+    made_up_run.log(writer, 25)
+    feed.refresh()
+    seen, text = feed.delta(cursor)
+    delta = json.loads(text)
+    assert "\n" not in text
+    assert str(seen) == delta["cursor"] == str(feed.cursor)
+    assert delta["series"]["loss/total"]["step"] == [25]
+    assert [event["kind"] for event in delta["events"]] == ["dense-peak"]
+
+
+@pytest.mark.parametrize("text", [None, "", "1", "1.2", "1.2.x", "-1.0.0", "1.2.3.4", "9" * 40 + ".0.0"])
+def test_a_malformed_cursor_is_the_start(text):
+    assert Cursor.parse(text) == Cursor()
+
+
+def test_cursors_survive_the_wire():
+    assert Cursor.parse(str(Cursor(3, 12, 7))) == Cursor(3, 12, 7)
+
+
+def test_thinning_keeps_ends_and_spikes():
+    values = array("d", [math.sin(i / 50) for i in range(5000)])
+    values[1234], values[4321], values[77] = 9.0, -9.0, math.nan
+    kept = thin(values, 0, 100)
+    assert len(kept) <= 102
+    assert kept == sorted(set(kept))
+    assert {0, 1234, 4321, 4999} <= set(kept)
+    assert 77 not in kept
+
+
+def test_snapshots_are_spread_over_the_run():
+    steps = list(range(0, 1000, 7))
+    chosen = spread(steps)
+    assert (len(chosen), chosen[0], chosen[-1]) == (SNAPSHOTS, steps[0], steps[-1])
+    assert chosen == sorted(set(chosen))
+    assert spread([3, 9]) == [3, 9]
+
+
+def test_colours_do_not_flip_while_a_run_grows(growing):
+    writer, images, feed = growing
+    cache, shown = BasisCache(), []
+    for step in range(0, 121, 20):
+        writer.probe_features(step, made_up_run.features_at(images, step))
+        feed.refresh()
+        cache.encoded(feed, feed.steps)
+        shown.append(cache._kept["id", "version"][1])
+    tokens = made_up_run.features_at(images, 120).patches.flatten(0, 2)
+    for earlier, later in pairwise(shown[1:]):
+        old, new = project(earlier, tokens), project(later, tokens)
+        assert (torch.nn.functional.cosine_similarity(old, new, dim=0) > 0.6).all()
+
+
+def test_one_answer_for_one_set_of_steps(growing):
+    writer, images, feed = growing
+    made_up_run.grow(writer, images, 0, 40)
+    feed.refresh()
+    cache = BasisCache()
+    assert cache.encoded(feed, feed.steps) is not None
+    assert cache.encoded(feed, feed.steps)[0] is cache.encoded(feed, feed.steps)[0]
+
+
+def test_another_width_starts_a_new_basis():
+    generator = torch.Generator().manual_seed(1)
+    wide = joint_basis(torch.randn(50, 12, generator=generator), None)
+    assert joint_basis(torch.randn(50, 8, generator=generator), wide).components.shape == (3, 8)

@@ -1,0 +1,207 @@
+"""The page in a real browser: pictures, live growth, zoom, words, hostile names, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import made_up_run
+import pytest
+from PIL import Image
+
+import workbench
+from apps.host import script
+from apps.listing import run_id
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=2</script>'
+
+
+def colours(locator) -> int:
+    """How many colours a part of the page shows."""
+    return len(Image.open(io.BytesIO(locator.screenshot())).convert("RGB").getcolors(1 << 24))
+
+
+def visit(page, served, name: str = "finished", **state: object) -> None:
+    rest = "".join(f"&{key}={value}" for key, value in state.items())
+    page.goto(f"{served.url}/#run={run_id(name)}{rest}")
+    page.wait_for_selector(".mon-run", timeout=60_000)
+
+
+def test_the_first_pca_map_is_drawn_and_nothing_scrolls(page, served):
+    visit(page, served)
+    panel = page.locator(".dfw-pic[data-kind=pca]").first
+    panel.wait_for(state="visible")
+    page.wait_for_function("document.querySelector('.dfw').view.frames.held.size === 5")
+    assert colours(panel) > 12
+    assert page.locator(".mon-run-name").all_inner_texts()[0] == "finished"
+    assert "finished" in page.locator(".mon-title").inner_text()
+    assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [1440, 900]
+    stage = page.locator(".mon-renderer .dfw").bounding_box()
+    assert stage["width"] * stage["height"] > 2 / 3 * 1440 * 900
+    assert not page.locator("footer").is_visible()
+
+
+def test_the_renderer_arrives_byte_for_byte(page, served):
+    visit(page, served)
+    text = page.evaluate("""async () => {
+        const { moduleUrls } = document.querySelector('.mon-host');
+        return await (await fetch(moduleUrls.renderer)).text();
+    }""")
+    source = Path(workbench.__file__).with_name("static") / "renderer.js"
+    assert text.encode() == source.read_bytes()
+
+
+def test_a_growing_run_is_followed_within_two_seconds_and_zoom_survives(page, served):
+    writer, images = made_up_run.create(served.folder / "live", side=64)
+    made_up_run.grow(writer, images, 0, 40)
+    page.wait_for_timeout(1100)
+    visit(page, served, "live", view="curves")
+    page.locator(".mon-card canvas").first.wait_for()
+    page.wait_for_function("document.querySelector('.dfw').view?.step === 40")
+    plot = page.locator(".mon-card .u-over").first
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 40, steps=4)
+    page.mouse.up()
+    page.locator(".mon-curves-bar button").wait_for(state="visible")
+    limits = "(({ min, max }) => [min, max])(document.querySelector('.mon-card').card.plot.scales.x)"
+    before = page.evaluate(limits)
+    assert 5 < before[0] < before[1] < 35
+    points = page.evaluate("document.querySelector('.mon-card').card.plot.data[0].length")
+    made_up_run.grow(writer, images, 45, 60)
+    page.wait_for_function("document.querySelector('.dfw').view.step === 60", timeout=2000)
+    page.wait_for_function(f"document.querySelector('.mon-card').card.plot.data[0].length > {points}", timeout=2000)
+    assert page.evaluate(limits) == before
+    page.locator(".mon-curves-bar button").click()
+    page.wait_for_function(f"{limits}[1] === 60")
+    assert "step 60" in page.locator(".mon-badge").inner_text()
+    writer.close()
+    shutil.rmtree(writer.path)
+
+
+def test_a_run_without_features_says_what_will_come_and_then_shows_it(page, served):
+    writer, images = made_up_run.create(served.folder / "early", side=64)
+    made_up_run.log(writer, 0)
+    page.wait_for_timeout(1100)
+    visit(page, served, "early")
+    page.get_by_role("heading", name="The first picture is on its way").wait_for()
+    made_up_run.evaluate(writer, images, 0)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible", timeout=4000)
+    assert not page.locator(".mon-empty").is_visible()
+    writer.close()
+    shutil.rmtree(writer.path)
+    page.get_by_text("This run was deleted or renamed").wait_for(timeout=5000)
+
+
+def test_hostile_names_are_text(page, served):
+    writer, images = made_up_run.create(served.folder / "hostile", count=1, side=64, name=HOSTILE, phase=HOSTILE)
+    writer.metrics(0, 0.0, {f"loss/{HOSTILE}": 1.0, HOSTILE: 2.0})
+    writer.event(0, "warn", "odd", HOSTILE)
+    made_up_run.grow(writer, images, 5, 20)
+    page.wait_for_timeout(1100)
+    visit(page, served, "hostile", view="curves")
+    page.locator(".mon-card canvas").first.wait_for()
+    page.locator(".mon-run-name", has_text="<img src=x").first.wait_for()
+    assert page.locator(".mon-title").inner_text() == HOSTILE
+    assert page.evaluate("window.hit") is None
+    assert page.locator("img[src=x]").count() == 0
+    writer.close()
+    shutil.rmtree(writer.path)
+
+
+def test_language_theme_and_keys(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.keyboard.press("?")
+    page.get_by_role("heading", name="Keyboard").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.locator(".mon-card canvas").first.wait_for()
+    page.get_by_role("button", name="Switch to Chinese").click()
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "曲线"]
+    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    theme = page.get_by_role("button", name="配色")
+    theme.click()
+    theme.click()
+    assert page.locator(".mon-page").get_attribute("data-theme") == "dark"
+    assert page.locator(".dfw").get_attribute("data-theme") == "dark"
+    page.reload()
+    page.locator(".mon-card canvas").first.wait_for()
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "曲线"]
+    assert page.locator(".mon-page").get_attribute("data-theme") == "dark"
+    page.keyboard.press("/")
+    page.keyboard.type("nothing like this")
+    page.get_by_text("没有匹配的任务").wait_for()
+
+
+def test_the_address_reopens_the_same_step(page, served):
+    visit(page, served, step=40)
+    page.wait_for_function("document.querySelector('.dfw')?.view?.step === 40")
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.keyboard.press("]")
+    page.wait_for_function("location.hash.includes('step=60')")
+
+
+def test_the_last_step_is_not_held_so_that_a_reload_follows(page, served):
+    visit(page, served, step=60)
+    page.wait_for_function("document.querySelector('.dfw')?.view?.step === 60")
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.keyboard.press("]")
+    page.wait_for_function("!location.hash.includes('step=')")
+    assert page.evaluate("document.querySelector('.dfw').view.step") == 80
+
+
+def test_another_run_does_not_keep_the_step(page, served, page_problems):
+    visit(page, served, step=40)
+    page.wait_for_function("document.querySelector('.dfw')?.view?.step === 40")
+    page.evaluate("(id) => document.querySelector(`[data-id='${id}']`).click()", run_id("future"))
+    page.wait_for_function("(id) => location.hash.includes(id)", arg=run_id("future"))
+    assert "step=" not in page.evaluate("location.hash")
+    page.get_by_text("this workbench reads version 1").wait_for()
+    page_problems.clear()
+
+
+def test_the_inspector_and_the_list_of_runs_close_and_come_back(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    inspector, toggle = page.locator(".dfw-inspector"), page.get_by_role("button", name="Inspector")
+    page.set_viewport_size({"width": 1024, "height": 700})
+    page.locator(".mon-rail").wait_for(state="hidden")
+    assert inspector.is_visible(), "beside the large panels it takes no room from any picture"
+    page.keyboard.press("m")
+    inspector.wait_for(state="hidden")
+    toggle.click()
+    assert inspector.is_visible()
+    page.get_by_role("button", name="Show or hide the list of runs").click()
+    assert page.locator(".mon-rail").is_visible()
+    page.wait_for_timeout(200)
+    timeline = page.locator(".dfw-timeline").bounding_box()
+    assert all(box["y"] + box["height"] <= timeline["y"] for box in map(bounds, page.locator(".dfw-pic").all()))
+    toggle.click()
+    assert not inspector.is_visible()
+
+
+def bounds(locator) -> dict[str, float]:
+    box = locator.bounding_box()
+    assert box is not None
+    return box
+
+
+def test_another_version_is_explained(page, served, page_problems):
+    visit(page, served, "future")
+    page.get_by_text("this workbench reads version 1").wait_for()
+    page.locator(".mon-run", has_text="finished").click()
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    assert all("409" in problem for problem in page_problems)
+    page_problems.clear()
+
+
+def test_script_refuses_an_entry_that_is_no_module():
+    with pytest.raises(ValueError, match="name one of them"):
+        script({"a": ""}, "b", {})
+    assert json.dumps("x</script>") in script({"a": "x</script>"}, "a", {})
