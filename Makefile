@@ -35,8 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 		"On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV)/ (about 7 GB with PyTorch's GPU libraries; minutes, once) …"
 	@start=$$(date +%s); if [ -t 1 ]; then quiet=; else quiet=-qq; fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check $$quiet -c constraints.txt -e '.[dev]' \
-		|| { echo "make setup: pip failed, see above. Nothing else was changed; run it again to go on."; exit 1; }; \
+	$(BIN)/python -m pip install --disable-pip-version-check $$quiet --log $(VENV)/pip.log -c constraints.txt -e '.[dev]' \
+		|| { tail -n 25 $(VENV)/pip.log; echo "make setup: pip failed, see above and $(VENV)/pip.log." \
+		"Nothing else was changed; run it again to go on."; exit 1; }; \
 	echo "Installed in $$(( $$(date +%s) - start )) s."
 	@touch $@
 
