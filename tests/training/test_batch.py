@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.data.augment import AugmentConfig, MultiCrop
 from training.data.batch import Batch, BatchConfig, BatchStream, generator_for
@@ -247,6 +248,18 @@ def test_workers_die_with_the_trainer(trainer):
     while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(alive(worker) for worker in workers)
+
+
+@on_linux
+def test_closing_ends_workers_that_the_loader_did_not(monkeypatch):
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", lambda self: None)
+    others = set(multiprocessing.active_children())
+    batches = stream(workers=2).iterate(0, 100)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    batches.close()
+    assert not any(alive(worker.pid) for worker in workers)
 
 
 @on_linux

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import torch
@@ -130,13 +132,19 @@ class BatchStream:
         if self.config.workers == 0:
             yield from (self.batch_at(step) for step in range(start_step, total_steps))
             return
+        others = set(multiprocessing.active_children())
         with _signals_blocked(), _sigchld_unchanged():
             results = iter(self._loader(range(start_step, total_steps)))
-        for batch, bad in results:
-            self._bad.update(dict.fromkeys(bad))
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        workers = set(multiprocessing.active_children()) - others
+        try:
+            for batch, bad in results:
+                self._bad.update(dict.fromkeys(bad))
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            del results  # the loader sends its workers home, when nobody else holds it
+            _end(workers)
 
     def _loader(self, steps: range) -> DataLoader:
         """A loader that maps steps to batches; its private generator leaves the global one alone."""
@@ -194,6 +202,14 @@ def _grid(multicrop: MultiCrop, patch_size: int) -> tuple[int, int]:
             )
     side = config.global_size // patch_size
     return side, side
+
+
+def _end(workers: set[BaseProcess]) -> None:
+    """End what the loader left running: its own last word is SIGTERM, which workers ignore. They hold no state."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def _unchanged(item: object) -> object:
