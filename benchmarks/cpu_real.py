@@ -80,7 +80,7 @@ def plan_of(run: Run) -> EvaluationPlan:
         probes=evaluation["probes"],
         probe_size=tuple(evaluation["probe_size"]),
     )
-    return EvaluationPlan(config, scenes, patch_size=tree["pretrain"]["backbone"]["patch_size"])
+    return EvaluationPlan(config, scenes, patch_size=tree["objective"]["backbone"]["patch_size"])
 
 
 def scene_config(tree: dict[str, Any]) -> SceneConfig:

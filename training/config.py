@@ -21,14 +21,14 @@ class TrainConfig:
 
     recipe: str = ""
     """Name of the recipe this started from."""
-    phase: str = "pretrain"
     seed: int = 0
     """Fixes initial weights, order, crops, masks, stochastic depth and RoPE augmentation."""
     data: ScenesConfig | FolderConfig = field(default_factory=ScenesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    objective: PretrainConfig = field(default_factory=PretrainConfig)
+    """Networks and losses; its class decides the phase."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -44,23 +44,17 @@ class TrainConfig:
         crops = self.augment.global_crops + self.augment.local_crops
         if crops < 2:
             raise ValueError(f"augment has {crops} crop of each image, with none to compare it to; add local_crops.")
-        group, images = self.pretrain.koleo_group, self.batch.batch_size
-        if group is not None and images % group:
-            raise ValueError(
-                f"pretrain.koleo_group is {group}, which does not divide batch.batch_size {images}; "
-                "choose a divisor, or None for the whole batch."
-            )
         return replace(
             self,
             batch=replace(self.batch, seed=self.seed),
-            pretrain=self.pretrain.resolve(steps),
+            objective=self.objective.resolve(steps, self.batch.batch_size),
             optim=self.optim.resolve(steps, self.batch.batch_size),
         )
 
     def stream(self, source: ImageSource) -> BatchStream:
-        """Batches of `source`; masks are drawn only if iBOT uses them."""
-        masks = self.masks if self.pretrain.ibot_weight else None
-        return BatchStream(source, MultiCrop(self.augment), masks, self.pretrain.backbone.patch_size, self.batch)
+        """Batches of `source`; masks are drawn only if the objective uses them."""
+        masks = self.masks if self.objective.masked else None
+        return BatchStream(source, MultiCrop(self.augment), masks, self.objective.backbone.patch_size, self.batch)
 
 
 def as_tree(config: TrainConfig) -> dict[str, Any]:

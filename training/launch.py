@@ -24,7 +24,6 @@ from training import checkpoint
 from training.config import TrainConfig, as_tree, differences
 from training.evaluation.plan import EvaluationPlan
 from training.optim import build_optimizer
-from training.phases.pretrain import Pretrain
 from training.progress import ProgressLine
 from training.trainer import EXIT_STOPPED, DataFailed, Trainer, TrainingDiverged
 from workbench import __version__
@@ -82,23 +81,21 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
 
 def _parts(config: TrainConfig, device: str) -> tuple[EvaluationPlan, dict[str, Any]]:
     """The evaluation plan, and what a Trainer needs besides the run directory."""
-    if config.phase != Pretrain.name:
-        raise ValueError(f"phase is {config.phase!r}; this version trains {Pretrain.name!r}")
     try:
         json.dumps(as_tree(config), allow_nan=False)
     except ValueError:
         raise ValueError(
             "a number of the config is nan or infinite; --print-config shows which, give another"
         ) from None
-    phase = Pretrain(config.pretrain, seed=config.seed, device=device)
+    phase = config.objective.build(seed=config.seed, device=device)
     source = config.data.build()
     normalisation = (config.augment.mean, config.augment.std)
-    patch_size = config.pretrain.backbone.patch_size
+    patch_size = config.objective.backbone.patch_size
     stream = config.stream(source)
     plan = EvaluationPlan(config.evaluation, config.data, patch_size=patch_size, source=source)
     return plan, {
         "phase": phase,
-        "optimizer": build_optimizer(phase.trainable(), config.optim, config.pretrain.backbone.depth),
+        "optimizer": build_optimizer(phase.trainable(), config.optim, config.objective.backbone.depth),
         "stream": stream,
         "suite": plan.suite(*normalisation),
         "probes": plan.probes.images,
@@ -230,7 +227,7 @@ def _empty(folder: Path) -> None:
 
 def _run_information(config: TrainConfig) -> dict[str, Any]:
     return {
-        "phase": config.phase,
+        "phase": config.objective.phase,
         "recipe": config.recipe,
         "parent": None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

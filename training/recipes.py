@@ -92,7 +92,7 @@ def cpu_demo() -> TrainConfig:
         data=ScenesConfig(count=2048, scene=replace(calm, objects=(1, 2))),
         augment=_laptop_crops(brightness=0.2, contrast=0.2, hue=0.05, grayscale=0.0),
         batch=BatchConfig(batch_size=32, workers=1),
-        pretrain=_laptop_pretrain(),
+        objective=_laptop_pretrain(),
         optim=_laptop_optim(),
         loop=LoopConfig(steps=800, log_every=5, probe_every=10, evaluate_every=20, save_every=100, threads=1),
         evaluation=EvaluationConfig.quick(scene=calm),
@@ -113,7 +113,7 @@ def cpu_real() -> TrainConfig:
         ),
         augment=_laptop_crops(),
         batch=BatchConfig(batch_size=32, workers=1),
-        pretrain=_laptop_pretrain(),
+        objective=_laptop_pretrain(),
         optim=_laptop_optim(),
         loop=LoopConfig(steps=2000, log_every=20, probe_every=100, evaluate_every=500, save_every=200, threads=1),
     )
@@ -149,7 +149,7 @@ def vitl16_im1k() -> TrainConfig:
         augment=AugmentConfig(),
         masks=MaskConfig(),
         batch=BatchConfig(batch_size=2048, workers=10),
-        pretrain=PretrainConfig(
+        objective=PretrainConfig(
             backbone=ViTConfig.vit_large(
                 num_registers=0, mask_k_bias=False, norm_eps=1e-6, drop_path=0.3, rope_rescale=None
             ),

@@ -35,12 +35,12 @@ MISTAKES = {
     "wrong recipe": (["pretrain", "cpu_dmo"], "did you mean 'cpu_demo'?"),
     "unknown field": (["pretrain", "cpu_demo", "--loop.stpes", "4"], "--loop.steps"),
     "unknown nested field": (
-        ["pretrain", "cpu_demo", "--pretrain.backbone.embed-dims", "4"],
-        "--pretrain.backbone.embed-dim",
+        ["pretrain", "cpu_demo", "--objective.backbone.embed-dims", "4"],
+        "--objective.backbone.embed-dim",
     ),
     "not a number": (["pretrain", "cpu_demo", "--loop.steps", "many"], "--loop.steps"),
-    "wrong choice": (["pretrain", "cpu_demo", "--pretrain.centering", "mean"], "sinkhorn"),
-    "impossible head": (["pretrain", "cpu_demo", "--pretrain.backbone.num-heads", "5"], "num_heads"),
+    "wrong choice": (["pretrain", "cpu_demo", "--objective.centering", "mean"], "sinkhorn"),
+    "impossible head": (["pretrain", "cpu_demo", "--objective.backbone.num-heads", "5"], "num_heads"),
     "crop off the patch grid": (["pretrain", "cpu_demo", "--augment.global-size", "50"], "48 or 56"),
     "warm-up too long": (
         ["pretrain", "cpu_demo", "--loop.steps", "5", "--optim.lr.warmup-steps", "9"],
@@ -51,17 +51,17 @@ MISTAKES = {
     "missing folder": (["pretrain", "vitl16_im1k", "--data.path", "{tmp}/nowhere"], "nowhere"),
     "folder with no images": (["pretrain", "vitl16_im1k", "--data.path", "{tmp}/text"], "no image"),
     "cadence of zero": (["pretrain", "cpu_demo", "--loop.log-every", "0"], "log_every is 0"),
-    "no temperature": (["pretrain", "cpu_demo", "--pretrain.student-temperature", "0"], "temperature"),
+    "no temperature": (["pretrain", "cpu_demo", "--objective.student-temperature", "0"], "temperature"),
     "not a number, exactly": (["pretrain", "cpu_demo", "--optim.weight-decay.peak", "nan"], "is nan or infinite"),
     "optimizer's own rule": (["pretrain", "cpu_demo", "--optim.betas", "2", "2", *OVERRIDES], "beta"),
-    "KoLeo group of another batch": (["pretrain", "cpu_demo", "--pretrain.koleo-group", "5"], "koleo_group is 5"),
-    "KoLeo without a neighbour": (["pretrain", "cpu_demo", "--pretrain.koleo-group", "1"], "koleo_group is 1"),
+    "KoLeo group of another batch": (["pretrain", "cpu_demo", "--objective.koleo-group", "5"], "koleo_group is 5"),
+    "KoLeo without a neighbour": (["pretrain", "cpu_demo", "--objective.koleo-group", "1"], "koleo_group is 1"),
     "warm-up from temperature 0": (
-        ["pretrain", "cpu_demo", "--pretrain.teacher-temperature.warmup-steps", "100"],
+        ["pretrain", "cpu_demo", "--objective.teacher-temperature.warmup-steps", "100"],
         "teacher_temperature.start",
     ),
     "momentum above 1": (
-        ["pretrain", "cpu_demo", "--pretrain.momentum.end", "1.5", "--pretrain.momentum.shape", "cosine"],
+        ["pretrain", "cpu_demo", "--objective.momentum.end", "1.5", "--objective.momentum.shape", "cosine"],
         "1.5",
     ),
     "one crop": (
@@ -69,7 +69,6 @@ MISTAKES = {
         "augment has 1 crop",
     ),
     "no probes": (["pretrain", "cpu_demo", "--evaluation.probes", "0"], "at least 1"),
-    "a phase of another time": (["pretrain", "cpu_demo", "--phase", "anchor"], "phase is 'anchor'"),
     "unusable device": (["pretrain", "cpu_demo", "--loop.device", "warp"], "--loop.device auto"),
     "run is a file": (["pretrain", "cpu_demo", "--run", "{tmp}/file.txt"], "file.txt"),
     "run is not writable": (["pretrain", "cpu_demo", "--run", "/proc/nobody/run"], "/proc/nobody"),
@@ -143,7 +142,7 @@ def test_print_config_writes_nothing(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, text = attempt(capsys, "pretrain", "vitl16_im1k", "--print-config")
     assert code == 0
-    assert json.loads(text)["pretrain"]["dino_head"]["prototypes"] == 65536
+    assert json.loads(text)["objective"]["dino_head"]["prototypes"] == 65536
     assert list(tmp_path.iterdir()) == []
 
 

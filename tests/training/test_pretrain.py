@@ -22,9 +22,9 @@ from tiny import tiny_config
 
 
 def phase_and_batch(**changes) -> tuple[Pretrain, Batch]:
-    config = tiny_config().pretrain
+    config = tiny_config().objective
     config = replace(config, backbone=replace(config.backbone, drop_path=0.0, rope_rescale=None), **changes).resolve(
-        100
+        100, 4
     )
     phase = Pretrain(config, seed=3)
     with torch.no_grad():  # a teacher that differs from its student
@@ -137,7 +137,7 @@ def test_the_ibot_ramp_reaches_its_weight():
 def test_resolve_turns_fractions_into_steps():
     config = PretrainConfig(
         backbone=ViTConfig.vit_nano(), ibot_warmup_steps=0.5, momentum=Schedule(start=0.9, peak=0.99, warmup_steps=0.1)
-    ).resolve(200)
+    ).resolve(200, 32)
     assert config.ibot_warmup_steps == 100
     assert config.momentum.warmup_steps == 20
 

@@ -41,14 +41,14 @@ def scaled_down(path: Path, steps: int = 30) -> TrainConfig:
     """`vitl16_im1k` with its structure and its schedules, every size small, and RoPE rescale at work."""
     full = vitl16_im1k()
     head = HeadConfig(hidden=64, bottleneck=32, prototypes=128)
-    backbone = replace(full.pretrain.backbone, embed_dim=48, depth=3, num_heads=3, ffn_hidden=96, rope_rescale=2.0)
+    backbone = replace(full.objective.backbone, embed_dim=48, depth=3, num_heads=3, ffn_hidden=96, rope_rescale=2.0)
     suite = replace(full.evaluation.suite, train_scenes=6, test_scenes=4, bank=30, queries=8, size=64)
     return replace(
         full,
         data=replace(full.data, path=str(path)),
         augment=replace(full.augment, global_size=64, local_size=32),
         batch=replace(full.batch, batch_size=8, workers=0),
-        pretrain=replace(full.pretrain, backbone=backbone, dino_head=head, ibot_head=head, koleo_group=4),
+        objective=replace(full.objective, backbone=backbone, dino_head=head, ibot_head=head, koleo_group=4),
         optim=replace(full.optim, freeze_last_layer_steps=1),
         evaluation=replace(full.evaluation, suite=replace(suite, probe_iterations=3), probes=4, probe_size=(64, 64)),
         loop=replace(
@@ -68,7 +68,7 @@ def fixed_loss(losses: Callable[..., StepLosses], phase: Pretrain, batch: Batch)
 def test_every_recipe_builds_resolves_and_survives_json(name: str):
     recipe = RECIPES[name]
     config = recipe.build()
-    assert (config.recipe, config.phase) == (name, recipe.phase)
+    assert (config.recipe, config.objective.phase) == (name, recipe.phase)
     resolved = config.resolve()
     assert resolved.resolve() == resolved, "resolving twice must not scale twice"
     tree = as_tree(resolved)
@@ -76,8 +76,8 @@ def test_every_recipe_builds_resolves_and_survives_json(name: str):
     for step in (0, 1, resolved.loop.steps // 2, resolved.loop.steps - 1):
         rates = resolved.optim.rates(step)
         assert all(math.isfinite(value) and value >= 0 for value in rates.values())
-        assert 0 <= resolved.pretrain.momentum(step) <= 1
-        assert resolved.pretrain.teacher_temperature(step) > 0
+        assert 0 <= resolved.objective.momentum(step) <= 1
+        assert resolved.objective.teacher_temperature(step) > 0
     assert recipe.summary
     assert f"python -m training {recipe.phase} {name}" in (recipe.build.__doc__ or "")
 
@@ -94,7 +94,7 @@ def test_help_lists_every_recipe():
 def test_the_vitl16_recipe_has_the_official_figures():
     """DINOv3's vitl_im1k_lin834.yaml and the defaults under it; 100 epochs of 1250 iterations."""
     config, epoch = vitl16_im1k().resolve(), 1250
-    optim, pretrain, last = config.optim, config.pretrain, config.loop.steps - 1
+    optim, pretrain, last = config.optim, config.objective, config.loop.steps - 1
     assert (config.loop.steps, config.batch.batch_size) == (100 * epoch, 2048)
     assert optim.lr(10 * epoch - 1) == pytest.approx(5.66e-3, rel=1e-3)
     assert optim.lr(0) == 0
@@ -131,7 +131,7 @@ def test_the_vitl16_recipe_has_the_official_figures():
 def test_fewer_steps_shorten_the_schedules_of_the_vitl16_recipe():
     full = vitl16_im1k()
     short = replace(full, loop=replace(full.loop, steps=1000)).resolve()
-    assert (short.optim.lr.warmup_steps, short.pretrain.teacher_temperature.warmup_steps) == (100, 300)
+    assert (short.optim.lr.warmup_steps, short.objective.teacher_temperature.warmup_steps) == (100, 300)
     assert short.optim.freeze_last_layer_steps == 10
 
 
@@ -149,7 +149,7 @@ def test_thirty_steps_of_the_vitl16_recipe_scaled_down(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Pretrain, "losses", losses)
     config = scaled_down(photos(tmp_path / "photos"))
-    assert config.pretrain.backbone.drop_path == 0.3
+    assert config.objective.backbone.drop_path == 0.3
     assert config.optim.resolve(30, 8).lr(5) == pytest.approx(1e-3 * 4 * math.sqrt(8 / 1024), rel=0.2)
     assert launch(config, tmp_path / "run") == 0
     run = Run(tmp_path / "run")
@@ -159,7 +159,7 @@ def test_thirty_steps_of_the_vitl16_recipe_scaled_down(tmp_path: Path, monkeypat
         values = [row[name] for row in rows]
         assert all(value is not None and math.isfinite(value) for value in values), name
     resolved, (trained, batch) = config.resolve(), seen[0]
-    untrained = Pretrain(resolved.pretrain, seed=resolved.seed)
+    untrained = Pretrain(resolved.objective, seed=resolved.seed)
     before, after = (fixed_loss(original, phase, batch) for phase in (untrained, trained))
     falls = {"loss/total": 0.8, "loss/dino": 0.008, "loss/ibot": 0.005}  # half of 1.49, 0.0166 and 0.0113 as measured
     assert {name: before[name] - after[name] > least for name, least in falls.items()} == dict.fromkeys(falls, True)

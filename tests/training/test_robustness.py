@@ -179,7 +179,7 @@ def test_other_changes_are_refused_by_name_and_the_run_is_left_as_it_was(finishe
         "data.count": replace(config, data=replace(config.data, count=25)),
         "batch.batch_size": replace(config, batch=replace(config.batch, batch_size=5)),
         "augment.global_scale": replace(config, augment=replace(config.augment, global_scale=(0.5, 1.0))),
-        "pretrain.ibot_weight": replace(config, pretrain=replace(config.pretrain, ibot_weight=0.3)),
+        "objective.ibot_weight": replace(config, objective=replace(config.objective, ibot_weight=0.3)),
         "optim.clip_norm": replace(config, optim=replace(config.optim, clip_norm=None)),
         "loop.precision": replace(config, loop=replace(config.loop, precision="bf16")),
         "evaluation.probes": replace(config, evaluation=replace(config.evaluation, probes=3)),
@@ -227,7 +227,7 @@ def test_a_fresh_start_that_was_killed_half_way_can_be_repeated(finished: Path, 
 
 def test_a_skipped_step_touches_no_state_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch):
     config = tiny_config(6)
-    config = replace(config, pretrain=replace(config.pretrain, centering="softmax"))
+    config = replace(config, objective=replace(config.objective, centering="softmax"))
     original, step_once, states = Pretrain.losses, Trainer._train_one, {}
 
     def losses(self, batch, step):

@@ -69,7 +69,7 @@ def test_another_seed_gives_other_weights(finished: Path, tmp_path: Path):
 
 def test_softmax_centering_resumes_with_its_centers(tmp_path: Path, monkeypatch):
     config = tiny_config(6)
-    config = replace(config, pretrain=replace(config.pretrain, centering="softmax"))
+    config = replace(config, objective=replace(config.objective, centering="softmax"))
     assert launch(config, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
@@ -151,6 +151,6 @@ def test_the_record_is_complete(finished: Path):
     evaluation = run.evaluations()[0][-1]
     assert {"dense/linear_miou", "dense/patch_knn", "global/knn", "health/cls_patch_cosine"} <= evaluation.keys()
     config = json.loads((finished / "config.json").read_text())
-    assert config["pretrain"]["backbone"]["embed_dim"] == 32
+    assert config["objective"]["backbone"]["embed_dim"] == 32
     assert run.probe_features(12).patches.shape == (2, 14, 14, 32)
     assert run.backbone(step=12).embed_dim == 32

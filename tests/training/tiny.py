@@ -14,9 +14,9 @@ from training.recipes import cpu_demo
 
 OVERRIDES = [
     *("--data.count", "24", "--data.backgrounds", "4", "--batch.batch-size", "4", "--batch.workers", "0"),
-    *("--augment.local-crops", "2", "--pretrain.backbone.embed-dim", "32", "--pretrain.backbone.ffn-hidden", "64"),
-    *("--pretrain.backbone.num-heads", "2", "--pretrain.backbone.depth", "2", "--pretrain.ibot-weight", "0.2"),
-    *("--pretrain.backbone.drop-path", "0.2", "--pretrain.backbone.rope-rescale", "2"),
+    *("--augment.local-crops", "2", "--objective.backbone.embed-dim", "32", "--objective.backbone.ffn-hidden", "64"),
+    *("--objective.backbone.num-heads", "2", "--objective.backbone.depth", "2", "--objective.ibot-weight", "0.2"),
+    *("--objective.backbone.drop-path", "0.2", "--objective.backbone.rope-rescale", "2"),
     *("--evaluation.suite.train-scenes", "6", "--evaluation.suite.test-scenes", "4", "--evaluation.suite.bank", "30"),
     *("--evaluation.suite.queries", "8", "--evaluation.suite.probe-iterations", "3", "--evaluation.probes", "2"),
     *("--loop.log-every", "2", "--loop.probe-every", "6", "--loop.evaluate-every", "12", "--loop.save-every", "3"),
@@ -29,14 +29,14 @@ def tiny_config(steps: int = 12, **changes) -> TrainConfig:
     base = cpu_demo()
     suite = replace(base.evaluation.suite, train_scenes=6, test_scenes=4, bank=30, queries=8, probe_iterations=3)
     backbone = replace(
-        base.pretrain.backbone, embed_dim=32, ffn_hidden=64, num_heads=2, depth=2, drop_path=0.2, rope_rescale=2.0
+        base.objective.backbone, embed_dim=32, ffn_hidden=64, num_heads=2, depth=2, drop_path=0.2, rope_rescale=2.0
     )
     config = replace(
         base,
         data=replace(base.data, count=24, backgrounds=4),
         augment=replace(base.augment, local_crops=2),
         batch=replace(base.batch, batch_size=4, workers=0),
-        pretrain=replace(base.pretrain, backbone=backbone, ibot_weight=0.2),
+        objective=replace(base.objective, backbone=backbone, ibot_weight=0.2),
         evaluation=replace(base.evaluation, suite=suite, probes=2),
         loop=replace(base.loop, steps=steps, log_every=2, probe_every=6, evaluate_every=12, save_every=3, threads=1),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from training.data.batch import Batch
-from workbench.backbones import VisionTransformer
+from workbench.backbones import VisionTransformer, ViTConfig
 
 
 class StepLosses(NamedTuple):
@@ -18,6 +18,32 @@ class StepLosses(NamedTuple):
     """Scalar with a graph: what is minimised."""
     record: dict[str, Tensor]
     """Detached scalars by metric name ("loss/dino", "teacher/entropy", …)."""
+
+
+class Objective(Protocol):
+    """The config of one objective: `TrainConfig.objective` holds one, a recipe says which."""
+
+    phase: ClassVar[str]
+    """Name of the phase on the command line and in run.json."""
+
+    @property
+    def backbone(self) -> ViTConfig: ...
+
+    @property
+    def masked(self) -> bool:
+        """Whether batches need patch masks."""
+        ...
+
+    def resolve(self, total_steps: int, batch_size: int) -> Self:
+        """For a run of `total_steps` steps of `batch_size` images: schedules get whole steps.
+
+        Raises ValueError when the objective and the batch do not fit together.
+        """
+        ...
+
+    def build(self, *, seed: int, device: str = "cpu") -> Phase:
+        """The phase with freshly initialised networks."""
+        ...
 
 
 class Phase(Protocol):

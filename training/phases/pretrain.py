@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from workbench.backbones import VisionTransformer, ViTConfig
 class PretrainConfig:
     """Networks, loss weights and teacher schedules of the `pretrain` phase."""
 
+    phase: ClassVar[str] = "pretrain"
     backbone: ViTConfig = field(default_factory=ViTConfig)
     dino_head: HeadConfig = field(default_factory=HeadConfig)
     ibot_head: HeadConfig = field(default_factory=HeadConfig)
@@ -61,8 +62,22 @@ class PretrainConfig:
         if not all(0 <= value <= 1 for value in self.momentum.extremes()):
             raise ValueError(f"PretrainConfig.momentum has levels {self.momentum.extremes()}; all must lie in [0, 1].")
 
-    def resolve(self, total_steps: int) -> PretrainConfig:
-        """For a run of `total_steps` steps: schedules get whole steps."""
+    @property
+    def masked(self) -> bool:
+        """Masks are drawn only if iBOT uses them."""
+        return bool(self.ibot_weight)
+
+    def build(self, *, seed: int, device: str = "cpu") -> Pretrain:
+        """See `Objective.build`."""
+        return Pretrain(self, seed=seed, device=device)
+
+    def resolve(self, total_steps: int, batch_size: int) -> PretrainConfig:
+        """See `Objective.resolve`."""
+        if self.koleo_group is not None and batch_size % self.koleo_group:
+            raise ValueError(
+                f"objective.koleo_group is {self.koleo_group}, which does not divide batch.batch_size {batch_size}; "
+                "choose a divisor, or None for the whole batch."
+            )
         return replace(
             self,
             ibot_warmup_steps=to_steps(self.ibot_warmup_steps, total_steps),
@@ -87,7 +102,7 @@ class Networks(nn.Module):
 class Pretrain:
     """The `pretrain` phase: a student learns its EMA teacher's prototype assignments."""
 
-    name = "pretrain"
+    name = PretrainConfig.phase
 
     def __init__(self, config: PretrainConfig, *, seed: int, device: str = "cpu"):
         self.config = config
