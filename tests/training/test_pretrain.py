@@ -24,7 +24,7 @@ from tiny import tiny_config
 def phase_and_batch(**changes) -> tuple[Pretrain, Batch]:
     config = tiny_config().objective
     config = replace(config, backbone=replace(config.backbone, drop_path=0.0, rope_rescale=None), **changes).resolve(
-        100, 4
+        100, 20
     )
     phase = Pretrain(config, seed=3)
     with torch.no_grad():  # a teacher that differs from its student
