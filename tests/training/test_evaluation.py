@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, jaccard_score
 from torch import Tensor
 
+from training.data.sources import ScenesConfig
 from training.evaluation import segmentation
 from training.evaluation.knn import (
     AMBIGUOUS,
@@ -25,6 +26,7 @@ from training.evaluation.knn import (
     patch_knn,
     patch_labels,
 )
+from training.evaluation.plan import EvaluationConfig, EvaluationPlan
 from training.evaluation.raw_pixels import RawPixels
 from training.evaluation.segmentation import LinearProbe, fit_linear_probe, mean_iou, predict_pixels
 from training.evaluation.suite import Suite, SuiteConfig
@@ -326,3 +328,12 @@ def test_real_scenes_and_a_real_network() -> None:
         assert set(values) == NAMES
         assert all(np.isfinite(value) for value in values.values())
         assert all(0 <= value <= 1 for name, value in values.items() if name.startswith(("dense", "global")))
+
+
+def test_another_offset_draws_other_scenes_and_the_same_one_the_same():
+    config = EvaluationConfig(suite=SuiteConfig(train_scenes=2, test_scenes=2, bank=2, queries=2, size=16))
+    plan = EvaluationPlan(config, ScenesConfig(backgrounds=2), patch_size=8)
+    first, again, other = (plan.suite((0.5,) * 3, (0.5,) * 3, offset=offset) for offset in (0, 0, 1000))
+    for images in ("_train", "_test", "_bank", "_queries"):
+        assert torch.equal(getattr(first, images), getattr(again, images))
+        assert not torch.equal(getattr(first, images), getattr(other, images))

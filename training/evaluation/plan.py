@@ -68,17 +68,20 @@ class EvaluationPlan:
             self.probes = self._scene_probes()
         check_probes(self.probes)
 
-    def suite(self, mean: tuple[float, ...], std: tuple[float, ...], split: Split = "known") -> Suite:
+    def suite(
+        self, mean: tuple[float, ...], std: tuple[float, ...], split: Split = "known", *, offset: int = 0
+    ) -> Suite:
         """The evaluations on new scenes; `split` chooses the identities they are *tested* on.
 
-        The linear probe and the banks of neighbours always learn from known identities. Raises ValueError when the
-        library holds nothing out.
+        Another `offset` draws other scenes: 0 is what a run looks at while it trains, and what people choose recipes
+        by, so a report takes another one. The linear probe and the banks of neighbours always learn from known
+        identities. Raises ValueError when the library holds nothing out.
         """
         sizes = self.config.suite
         tested = self.known if split == "known" else self.held_out
         if tested is None:
             raise ValueError(f"library {self.known.name!r} holds no identities out; set --data.held-out above 0")
-        learn, test = self._draw(self.known, _TRAIN), self._draw(tested, _TEST)
+        learn, test = self._draw(self.known, _TRAIN + offset), self._draw(tested, _TEST + offset)
         return Suite(
             train=[learn[index] for index in range(sizes.train_scenes)],
             test=[test[index] for index in range(sizes.test_scenes)],
