@@ -9,6 +9,7 @@ Standard library only, and no import of ours: the two sides meet in the run dire
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 SAVED_AND_STOPPED = 75  # the trainer's exit code after a SIGTERM, "start me again"
 SAVE_SECONDS = 60.0  # how long the trainer may take to save before it is killed
@@ -80,13 +81,36 @@ def show_new_lines(log: TextIO) -> None:
         print(f"  training | {line.rstrip()}", flush=True)
 
 
-def explain_trainer_exit(code: int, log: Path) -> int:
-    """Say how the trainer ended. Returns the exit code the demo should have."""
+def saved_step(run: Path) -> int | None:
+    """Step of the newest saved state, by the run's own events; None when nothing was saved yet."""
+    try:
+        lines = (run / "events.jsonl").read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return None
+    steps = [event["step"] for event in map(parse_event, lines) if event.get("kind") == "saved"]
+    return steps[-1] if steps else None
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """One line of events.jsonl; empty when it is none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) and "step" in event else {}
+
+
+def explain_trainer_exit(code: int, run: Path, log: Path) -> int:
+    """Say how the trainer of `run` ended. Returns the exit code the demo should have."""
     if code == 0:
         print("Training is finished.", flush=True)
         return 0
     if code in (SAVED_AND_STOPPED, -signal.SIGTERM):  # the latter: stopped before it was ready to train
-        print("Training has stopped, its state is saved. The same command goes on from there.", flush=True)
+        step = saved_step(run)
+        if step is None:
+            print("Training has stopped before there was anything to save. The same command starts it.", flush=True)
+        else:
+            print(f"Training has stopped, its state of step {step} is saved. The same command goes on.", flush=True)
         return 0
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
     print(f"Training failed with exit code {code}. The end of {log}:", file=sys.stderr)
@@ -95,7 +119,9 @@ def explain_trainer_exit(code: int, log: Path) -> int:
     return 1
 
 
-def watch(trainer: subprocess.Popen[str], server: subprocess.Popen[str], port: int, log: Path, shown: TextIO) -> int:
+def watch(
+    trainer: subprocess.Popen[str], server: subprocess.Popen[str], port: int, run: Path, log: Path, shown: TextIO
+) -> int:
     """Follow both processes until one fails (returns 1) or Stop is raised. The page outlives a finished training."""
     training = True
     while True:
@@ -103,7 +129,7 @@ def watch(trainer: subprocess.Popen[str], server: subprocess.Popen[str], port: i
         if training and trainer.poll() is not None:
             training = False
             show_new_lines(shown)
-            if explain_trainer_exit(trainer.returncode, log):
+            if explain_trainer_exit(trainer.returncode, run, log):
                 return 1
             print(f"The page stays at http://127.0.0.1:{port}/ until you press Ctrl-C.", flush=True)
         if server.poll() is not None:
@@ -141,7 +167,7 @@ def run_both(options: argparse.Namespace, port: int, log: Path, written: TextIO,
         listen_for(raise_stop)
         trainer = start_trainer(options, written)
         server = start_server(options, port)
-        verdict = watch(trainer, server, port, log, shown)
+        verdict = watch(trainer, server, port, options.run, log, shown)
     except Stop:
         print("\nStopping …", flush=True)
     finally:
@@ -150,7 +176,7 @@ def run_both(options: argparse.Namespace, port: int, log: Path, written: TextIO,
             if trainer is not None and trainer.poll() is None:
                 code = end(trainer, SAVE_SECONDS)
                 show_new_lines(shown)  # fails when the terminal is gone
-                verdict = max(verdict, explain_trainer_exit(code, log))
+                verdict = max(verdict, explain_trainer_exit(code, options.run, log))
         finally:
             if server is not None:
                 end(server, 5.0)

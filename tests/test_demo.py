@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, free_port: in
     output = demo.communicate(timeout=60)[0]
     assert demo.returncode == 0, output
     assert f"http://127.0.0.1:{free_port}/" in output
-    assert "its state is saved" in output
+    assert re.search(r"its state of step \d+ is saved\. The same command goes on", output)
     assert not answer(free_port), "the server must end with the demo"
     reached = lines(run / "metrics.jsonl")
 
@@ -102,6 +103,24 @@ def load_demo() -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("code", [75, -signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [
+        (None, "stopped before there was anything to save. The same command starts it."),
+        (b'{"step": 0, "kind": "started"}\n{"kind": "saved"}\n[1]\n{"step": 3, "kind": "sav', "before there was"),
+        (b'{"step": 4, "kind": "saved"}\nnot json\n{"step": 6, "kind": "saved"}\n', "its state of step 6 is saved"),
+    ],
+)
+def test_a_stop_says_whether_anything_was_saved(
+    code: int, events: bytes | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if events is not None:
+        (tmp_path / "events.jsonl").write_bytes(events)
+    assert load_demo().explain_trainer_exit(code, tmp_path, tmp_path / "demo.log") == 0
+    assert says in capsys.readouterr().out
 
 
 def test_both_processes_end_when_nothing_can_be_shown(

@@ -6,16 +6,23 @@ import ast
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from workbench.backbones import VisionTransformer, ViTConfig, architecture_of
-from workbench.runs import RunWriter
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "training"))
+from tiny import tiny_config  # noqa: E402
+
+from training.launch import launch  # noqa: E402
+from training.recipes import cpu_demo  # noqa: E402
+from workbench.backbones import VisionTransformer, ViTConfig, architecture_of  # noqa: E402
+from workbench.loading import load_backbone  # noqa: E402
+from workbench.runs import RunWriter  # noqa: E402
+
 README, README_ZH = ROOT / "README.md", ROOT / "README.zh.md"
 # a checkout of another user (a container's volume) is read all the same
 TRUSTED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
@@ -118,6 +125,21 @@ def test_the_python_of_the_readme_runs(path: Path, tmp_path: Path, monkeypatch: 
     assert names["scores"]["dense/patch_knn"] == 0.5
     assert names["patches"].shape == (2, 4, 6, 96)
     assert widget.select()["best"][0]["similarity"] <= 1.0 + 1e-6
+
+
+def test_the_specs_of_runs_in_documents_load(tmp_path: Path) -> None:
+    """Every `run:…` of the documents, on a run that was trained; its step 0 stands in for the steps of a long one."""
+    assert launch(tiny_config(steps=1), tmp_path / "run") == 0
+    loop, seen = cpu_demo().loop, []
+    for path in DOCUMENTS:
+        for spec in re.findall(r"[`\"](run:runs/[^`\"]*)[`\"]", path.read_text(encoding="utf-8")):
+            here = re.sub(r"^run:runs/\w+", lambda _: f"run:{tmp_path / 'run'}", spec)
+            assert load_backbone(re.sub(r"@step=\d+", "@step=0", here)).embed_dim == 32, f"{path.name}: {spec}"
+            for step in map(int, re.findall(r"@step=(\d+)", spec)):
+                assert step <= loop.steps, f"{path.name}: {spec}"
+                assert step % loop.probe_every == 0, f"{path.name}: {spec}"
+            seen.append((path.name, spec))
+    assert {("README.md", "run:runs/demo"), ("README.zh.md", "run:runs/demo@step=100")} <= set(seen)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -170,3 +170,40 @@ def test_help_opens(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
     program = arguments[1] if arguments[0] == "-m" else arguments[0]
     assert program in result.stdout
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_environment_is_never_offered_for_a_commit(linked: bool, tmp_path: Path) -> None:
+    """`.venv` is ignored as a folder, and as a link to an environment that checkouts share."""
+    (tmp_path / "elsewhere").mkdir()
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    shutil.copy(ROOT / ".gitignore", repository / ".gitignore")
+    if linked:
+        (repository / ".venv").symlink_to(tmp_path / "elsewhere")
+    else:
+        (repository / ".venv").mkdir()
+        (repository / ".venv" / "pyvenv.cfg").touch()
+    git = ["git", "-C", str(repository)]
+    subprocess.run([*git, "init", "--quiet"], check=True, timeout=60)
+    status = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True, timeout=60)
+    assert status.stdout == "?? .gitignore\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_ci_says_when_tests_will_skip_for_want_of_the_pack(there: bool, tmp_path: Path) -> None:
+    """.ci/run with stand-ins for the system's programs, which succeed and print their names."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("chromium", "fc-list", "python3", "make"):
+        (programs / name).write_text(f"#!/bin/sh\necho {name}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "pack").mkdir()
+    if there:
+        (tmp_path / "pack" / "index.csv").touch()
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "DFW_PACK": str(tmp_path / "pack")}
+    command = ["bash", str(ROOT / ".ci" / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("make\n")
+    assert (f"No labelled pack at {tmp_path / 'pack'}" in done.stdout) is not there

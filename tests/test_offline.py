@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "192.0.2.1"  # TEST-NET-1 (RFC 5737): never a real machine
 
 
@@ -74,6 +77,48 @@ def test_child_processes_are_guarded_too(offline_log: Path) -> None:
     assert "LeftTheMachineError" in child.stderr
     assert OUTSIDE in offline_log.read_text()
     offline_log.write_text("")
+
+
+def recipe_of(target: str) -> str:
+    """The last command of a target of the Makefile, for the Python that runs the tests."""
+    command = ["make", "--dry-run", target, f"BIN={Path(sys.executable).parent}"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return planned.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("target", "more"), [("types", " workbench/features.py"), ("imports", "")])
+def test_the_checks_of_make_test_ask_no_other_machine(target: str, more: str, offline_log: Path) -> None:
+    """The Makefile's own command line, on one file where it takes one; the launchers are Python and so guarded."""
+    done = subprocess.run(recipe_of(target) + more, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert offline_log.read_text() == ""
+
+
+def make_test_with(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`make test` of this Makefile in `folder`, installed already, with `program` as pyright and all else silent."""
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "tests" / "offline", folder / "tests" / "offline")
+    for name in ("python", "ruff", "lint-imports", "pyright"):
+        text = f"#!{sys.executable}\n{program}" if name == "pyright" else "#!/bin/sh\n"
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    (folder / ".venv" / ".installed").touch()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DFW_", "PYTHONPATH", "MAKE"))}
+    return subprocess.run(["make", "test"], cwd=folder, capture_output=True, text=True, timeout=60, env=clean)
+
+
+def test_make_test_fails_when_a_step_of_it_asks_another_machine(tmp_path: Path) -> None:
+    asks = "import socket\ntry:\n    socket.create_connection(('index.example', 443))\nexcept OSError:\n    pass\n"
+    silent = make_test_with("", tmp_path / "silent")
+    assert silent.returncode == 0, silent.stdout + silent.stderr
+    assert "everything passed" in silent.stdout
+    asking = make_test_with(asks, tmp_path / "asking")
+    assert asking.returncode != 0
+    assert "look-up of 'index.example'" in asking.stdout
+    assert "everything passed" not in asking.stdout
 
 
 def test_loopback_is_open(free_port: int) -> None:

@@ -33,7 +33,7 @@ class Arguments:
     fresh: bool = False
     """Delete an existing run of this name and start again."""
     print_config: bool = False
-    """Print the resolved config as JSON and exit."""
+    """Print the resolved config as JSON, as config.json will hold it (fractions are steps by then), and exit."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,13 +61,13 @@ def _start(recipe: Recipe, overrides: list[str]) -> int:
         prog=f"python -m training {recipe.phase} {recipe.name}",
         description=recipe.build.__doc__,
     )
-    if parsed.print_config:
-        print(json.dumps(as_tree(parsed.config), indent=2))
-        return 0
-    from training.launch import launch  # torch networks and data are only needed from here on
-
     folder = parsed.run or Path("runs") / recipe.name
     try:
+        if parsed.print_config:
+            print(json.dumps(as_tree(parsed.config.resolve()), indent=2))
+            return 0
+        from training.launch import launch  # torch networks and data are only needed from here on
+
         return launch(parsed.config, folder, fresh=parsed.fresh)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -115,6 +115,8 @@ def _run(trainer: Trainer, writer: RunWriter, plan: EvaluationPlan, resume: Path
     images = config.batch.batch_size
     with ProgressLine(total=config.loop.steps, start=trainer.step, images_per_step=images) as progress:
         progress.say(f"run {writer.path} · step {trainer.step} of {config.loop.steps}")
+        for repair in writer.repairs:
+            progress.say(f"warning: {repair}")
         try:
             finished = _train(trainer, progress)
         except TrainingDiverged as error:

@@ -226,13 +226,15 @@ class Trainer:
         self._window.clear()
         self.seconds = self._clock()
         values |= progress.show(self.step, values.get("loss/total", float("nan")), paused)
-        self.writer.metrics(self.step, self.seconds, values)
         self.report_bad_images()
+        if self._reported:
+            values["data/bad_images"] = len(self._reported)
+        self.writer.metrics(self.step, self.seconds, values)
 
     def report_bad_images(self) -> None:
         """Write one event for each file found unreadable since the last call; a resume does not repeat them."""
         for name, reason in self.stream.bad:
-            text = f"{name}: {reason}"
+            text = f"{name}: {reason.removeprefix(f'{name}: ')}"  # reasons of single files begin with the path
             if text not in self._reported:
                 self._reported.add(text)
                 self.writer.event(self.step, "warn", "bad-image", text)

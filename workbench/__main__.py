@@ -32,13 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_runs(folder: str) -> int:
-    """Print a table of the runs in `folder`, and a line for each run that cannot be opened."""
+    """Print a table of the runs in `folder`, and a line for each run that is damaged or cannot be opened."""
     listing = scan_runs(folder)
     console = Console()
     if listing.runs:
         console.print(_table(listing.runs))
     elif not listing.problems:
         console.print(_plain(f"no runs in {folder} yet; python -m training pretrain RECIPE starts one"))
+    for run in listing.runs:
+        if damage := _damage(run):
+            console.print(_plain(f"{run.name}: {damage}"), style="yellow")
     for name, problem in listing.problems.items():
         console.print(_plain(f"{name}: {problem}"), style="red")
     return 0
@@ -59,6 +62,24 @@ def _table(runs: Sequence[Run]) -> Table:
             *_scores(run),
         )
     return table
+
+
+def _damage(run: Run) -> str:
+    """What is no record in the append-only files, by file; empty when there is nothing to say."""
+    for read in (run.metrics, run.evaluations, run.events):
+        read()
+    found = [
+        f"{name} has {count} damaged {'line' if count == 1 else 'lines'}, left out"
+        for name, count in run.skipped.items()
+        if count
+    ]
+    if run.status() != "live":  # a living writer may just be writing that line
+        found += [
+            f"{name} ends in half a record of {size} bytes, which a resume cuts"
+            for name, size in run.torn().items()
+            if size
+        ]
+    return "; ".join(found)
 
 
 def _last_step(run: Run) -> int | str:

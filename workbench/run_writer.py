@@ -48,6 +48,8 @@ class RunWriter:
     def __init__(self, path: Path, lock: RunLock) -> None:
         self.path = path
         self._lock = lock
+        self.repairs: list[str] = []
+        """What `reopen` had to mend, in words for the person who resumes; each is an event of the run, too."""
 
     @classmethod
     def create(cls, path: str | Path, *, info: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
@@ -76,23 +78,25 @@ class RunWriter:
     def reopen(cls, path: str | Path, *, step: int | None) -> Self:
         """Claim the run at `path` to go on from `step`: everything later is forgotten; None forgets step 0 as well.
 
-        Sweeps temporary files, cuts torn lines, drops records and snapshots of later steps. `resume/` is left alone.
-        Raises ValueError when `path` is no run of this format version or is claimed by another writer.
+        Sweeps temporary files, cuts torn lines (an event `torn-line` each, see `repairs`), drops records and snapshots
+        of later steps. `resume/` is left alone. Raises ValueError when `path` is no run of this format version or is
+        claimed by another writer.
         """
         path = Path(path)
         read_info(path)
         lock = _claim(path)
         last = -1 if step is None else step
         try:
+            writer = cls(path, lock)
             _sweep_all(path)
-            for name in LINE_FILES:
-                _cut_lines(path / name, last)
+            torn = {name: _cut_lines(path / name, last) for name in LINE_FILES}
             for folder in _snapshot_folders(path):
                 _drop_snapshots(folder, last)
+            writer._report_torn(max(last, 0), torn)
         except BaseException:
             lock.release()
             raise
-        return cls(path, lock)
+        return writer
 
     def metrics(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl. `seconds` is training time since step 0; a non-finite value is null."""
@@ -163,6 +167,13 @@ class RunWriter:
     def has_probe(self, step: int) -> bool:
         """Whether the probe features of `step` are written."""
         return (self.path / PROBES_FOLDER / step_file(step)).exists()
+
+    def _report_torn(self, step: int, torn: Mapping[str, int]) -> None:
+        for name, size in torn.items():
+            if size:
+                text = f"{name}: the last {size} bytes were half a record of a killed write; cut"
+                self.event(step, "warn", "torn-line", text)
+                self.repairs.append(text)
 
     def close(self) -> None:
         """Free the run for another writer."""
@@ -262,17 +273,21 @@ def _sweep_all(path: Path) -> None:
         sweep_temporary(folder)
 
 
-def _cut_lines(path: Path, step: int) -> None:
-    """Drop the torn tail and the records later than `step`; lines that are no records stay where they are."""
+def _cut_lines(path: Path, step: int) -> int:
+    """Drop the torn tail and the records later than `step`; lines that are no records stay where they are.
+
+    Returns the bytes of the torn tail, 0 when the last line was whole.
+    """
     if not path.exists():
-        return
+        return 0
     data = path.read_bytes()
-    lines = data.split(b"\n")[:-1]
+    *lines, torn = data.split(b"\n")
     records = (parse_record(line) for line in lines)
     kept = [line for line, row in zip(lines, records, strict=True) if row is None or row["step"] <= step]
     whole = b"".join(line + b"\n" for line in kept)
     if whole != data:
         replace_bytes(path, whole)
+    return len(torn)
 
 
 def _drop_snapshots(folder: Path, step: int) -> None:

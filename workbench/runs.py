@@ -101,6 +101,11 @@ class Run:
         """How many complete lines of each append-only file were no records, among those read so far."""
         return {name: len(offsets) for name, offsets in self._skipped.items()}
 
+    def torn(self) -> dict[str, int]:
+        """Bytes after the last line of each append-only file: half a record, of a write under way or of a kill."""
+        sizes = {name: (self.path / name).stat().st_size for name in LINE_FILES if (self.path / name).exists()}
+        return {name: max(0, size - read_tail(self.path / name).next_byte) for name, size in sizes.items()}
+
     def metrics(self, after_byte: int = 0) -> tuple[Rows, int]:
         """Training metrics, one row per logged step."""
         return self._tail(METRICS_FILE, after_byte)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import OVERRIDES
 
 from training.__main__ import main
+from training.config import differences
 
 
 def attempt(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -142,8 +143,26 @@ def test_print_config_writes_nothing(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, text = attempt(capsys, "pretrain", "vitl16_im1k", "--print-config")
     assert code == 0
-    assert json.loads(text)["objective"]["dino_head"]["prototypes"] == 65536
+    shown = json.loads(text)
+    assert shown["objective"]["dino_head"]["prototypes"] == 65536
+    assert shown["optim"]["lr"]["warmup_steps"] == 12_500, "a tenth of the run, in steps"
+    assert shown["optim"]["lr"]["peak"] == pytest.approx(1e-3 * 4 * 2**0.5), "scaled for 2048 images"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_shows_what_the_run_records(tmp_path: Path, capsys):
+    words = ["pretrain", "cpu_demo", "--run", str(tmp_path / "run"), *OVERRIDES, "--loop.steps", "20", "--seed", "5"]
+    code, text = attempt(capsys, *words, "--print-config")
+    assert code == 0
+    assert main([*words, "--loop.save-every", "20"]) == 0
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert differences(json.loads(text), recorded) == ["loop.save_every: 3 -> 20"]
+
+
+def test_print_config_of_parts_that_do_not_fit_is_explained(capsys):
+    code, text = attempt(capsys, "pretrain", "cpu_demo", "--pretrain.koleo-group", "5", "--print-config")
+    assert code == 2
+    assert "koleo_group is 5" in text
 
 
 def test_cadence_may_change_on_resume(tmp_path: Path, capsys):

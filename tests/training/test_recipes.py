@@ -188,6 +188,10 @@ def test_a_folder_with_broken_files_trains_and_names_them_once(tmp_path: Path):
     assert launch(config, tmp_path / "run") == 0
     events = [event for event in Run(tmp_path / "run").events()[0] if event["kind"] == "bad-image"]
     named = [event["text"].partition(": ")[0] for event in events]
+    assert all(event["text"].count(name) == 1 for event, name in zip(events, named, strict=True)), "the path once"
+    counts = [row.get("data/bad_images", 0) for row in Run(tmp_path / "run").metrics()[0]]
+    assert counts == sorted(counts)
+    assert counts[-1] == len(broken)
     assert set(named) == broken
     assert len(named) == len(broken), "each one once"
     assert min(event["step"] for event in events) < 12, "said while training, not only at its end"

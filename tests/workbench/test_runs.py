@@ -256,12 +256,31 @@ def test_reopening_forgets_what_came_later(writer: RunWriter) -> None:
     RunWriter.reopen(writer.path, step=3).close()
     run = Run(writer.path)
     for rows, _ in (run.metrics(), run.evaluations(), run.events()):
-        assert [row["step"] for row in rows] == [0, 1, 2, 3]
+        assert [row["step"] for row in rows if row.get("kind") != "torn-line"] == [0, 1, 2, 3]
     assert run.skipped["metrics.jsonl"] == 1  # a whole line stays, whatever it is; the torn one is gone
     assert (writer.path / "metrics.jsonl").read_bytes().endswith(b"not json\n")
     assert run.steps() == run.probe_steps() == [0, 1, 2, 3]
     assert not list(writer.path.rglob(".tmp-*"))
     assert (writer.path / "resume" / "step-000009").is_dir()
+
+
+def test_reopening_tells_what_it_cut(writer: RunWriter) -> None:
+    fill(writer, range(4))
+    writer.close()
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (writer.path / name).open("ab") as file:
+            file.write(b'{"step": 2, "torn')
+    assert Run(writer.path).torn() == {"metrics.jsonl": 17, "evaluations.jsonl": 0, "events.jsonl": 17}
+    with RunWriter.reopen(writer.path, step=2) as again:
+        repairs = again.repairs
+    events = [row for row in Run(writer.path).events()[0] if row["kind"] == "torn-line"]
+    assert [row["text"] for row in events] == repairs
+    assert [(row["step"], row["level"]) for row in events] == [(2, "warn")] * 2
+    assert repairs[0] == "metrics.jsonl: the last 17 bytes were half a record of a killed write; cut"
+    assert set(Run(writer.path).torn().values()) == {0}
+    with RunWriter.reopen(writer.path, step=2) as again:
+        assert again.repairs == []
+    assert len(Run(writer.path).events()[0]) == 3 + 2, "a whole file is no reason for an event"
 
 
 def test_reopening_before_the_first_step_empties_the_run(writer: RunWriter) -> None:

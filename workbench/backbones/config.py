@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,6 +104,8 @@ class ViTConfig:
     def _check_rates(self) -> None:
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"ViTConfig.drop_path is {self.drop_path}; it must lie in [0, 1).")
+        if not 0.0 <= self.layerscale < math.inf:
+            raise ValueError(f"ViTConfig.layerscale is {self.layerscale}; it must be 0 (none) or a number above it.")
         for name in ("norm_eps", "rope_base"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"ViTConfig.{name} is {getattr(self, name)}; it must be greater than 0.")
