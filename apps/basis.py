@@ -1,9 +1,9 @@
-"""One PCA basis for all steps of a run, the same for every viewer, whose colours never flip while the run grows."""
+"""The PCA basis that colours all steps of a run: a function of the run's snapshots alone, and seldom another one."""
 
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,30 @@ from workbench.runs import Run
 from workbench.views.encode import encode_basis
 
 SNAPSHOTS = 16
-"""The basis is fitted on at most this many snapshots, spread over the run, the first and the latest among them."""
+"""A basis is fitted on at most this many snapshots, spread over those there are, the first and the latest included."""
 TOKENS = 16_000
 """About this many patch tokens in all; above it an even subset of each snapshot is taken."""
+SHOWN = 0.85
+"""A basis stays while its colours show this share of the variance that the best three components would show."""
+
+Stamp = tuple[int, int, int]
+
+
+class Fit(NamedTuple):
+    """A basis with its colour limits [3, 2], the steps it was fitted on, and the bytes that travel."""
+
+    basis: Basis
+    limits: Tensor
+    steps: list[int]
+    content: bytes
+
+
+class Link(NamedTuple):
+    """A milestone: the files it rests on, the fit in force from there on, and the steps at which colours changed."""
+
+    stamps: list[Stamp]
+    fit: Fit
+    refits: list[int]
 
 
 def spread(steps: list[int], count: int = SNAPSHOTS) -> list[int]:
@@ -26,42 +47,80 @@ def spread(steps: list[int], count: int = SNAPSHOTS) -> list[int]:
     return [steps[round(k * (len(steps) - 1) / (count - 1))] for k in range(count)]
 
 
+def milestones(count: int) -> list[int]:
+    """The numbers of snapshots, up to `count`, at which the basis is looked at anew: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    every = {factor << doublings for factor in (1, 3) for doublings in range(count.bit_length())}
+    return sorted(number for number in every if number <= count)
+
+
 def sample_tokens(run: Run, steps: list[int]) -> Tensor:
-    """Patch tokens [N, D] float32 of the probe images at `steps`, the same number from each snapshot."""
+    """Patch tokens [N, D] float32 of the probe images at `steps`, the same number from each snapshot.
+
+    Snapshots of another width than the last one's are left out.
+    """
     each = max(1, TOKENS // len(steps))
-    rows = []
-    for step in steps:
-        tokens = run.probe_features(step).patches.flatten(0, 2)
-        rows.append(tokens[:: -(-len(tokens) // each)].float())
-    return torch.cat(rows)
+    snapshots = [run.probe_features(step).patches.flatten(0, 2) for step in steps]
+    alike = [tokens for tokens in snapshots if tokens.shape[1] == snapshots[-1].shape[1]]
+    return torch.cat([tokens[:: -(-len(tokens) // each)].float() for tokens in alike])
 
 
-def joint_basis(tokens: Tensor, previous: Basis | None) -> Basis:
-    """Three components fitted on `tokens` [N, D], rotated towards `previous` so that colours stay what they were."""
+def shown_variance(fit: Fit, tokens: Tensor) -> float:
+    """Variance of `tokens` [N, D] that the colours of `fit` show: along its components, cut off at its limits."""
+    low, high = fit.limits.unbind(dim=1)
+    return project(fit.basis, tokens).clamp(low, high).var(dim=0).sum().item()
+
+
+def next_fit(tokens: Tensor, steps: list[int], kept: Fit | None) -> Fit:
+    """`kept` itself while it shows enough of `tokens` [N, D]; else one fitted on them, its colours turned to `kept`'s.
+
+    Turning is a rotation within the new subspace (orthogonal Procrustes), so that no component flips or swaps.
+    """
     basis = fit_pca(tokens)
-    if previous is None or previous.components.shape != basis.components.shape:
-        return basis
-    return align_basis(basis, previous)
+    if kept is not None and kept.basis.components.shape == basis.components.shape:
+        if shown_variance(kept, tokens) >= SHOWN * basis.variance.sum().item():
+            return kept
+        basis = align_basis(basis, kept.basis)
+    limits = color_range(project(basis, tokens))
+    return Fit(basis, limits, steps, encode_basis(basis, limits))
 
 
 class BasisCache:
-    """The latest basis of each run, by the steps it was fitted on."""
+    """The bases of runs, milestone by milestone.
+
+    What a run gets depends on its snapshots only: every server works through the same milestones from the first
+    snapshot on, whenever it was started. Links are kept as long as the files they rest on are the same.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._kept: dict[tuple[str, str], tuple[list[int], Basis, bytes]] = {}
+        self._kept: dict[tuple[str, str], list[Link]] = {}
 
     def encoded(self, feed: RunFeed, steps: list[int]) -> tuple[bytes, dict[str, Any]]:
-        """Safetensors bytes (mean [D], components [3, D], range [3, 2]) and {"steps", "explained"}.
+        """Safetensors bytes (mean [D], components [3, D], range [3, 2]) and {"steps", "explained", "refits"}.
 
-        `explained` is the share of the total variance along each component.
+        `steps` rise and are not empty. The answer names those the basis was fitted on, the share of their total
+        variance along each component, and the steps at which the colours of this run changed.
         """
-        chosen, key = spread(steps), (feed.identity, feed.version)
         with self._lock:
-            known = self._kept.get(key)
-            if known is None or known[0] != chosen:
-                tokens = sample_tokens(feed.run, chosen)
-                basis = joint_basis(tokens, known[1] if known else None)
-                known = self._kept[key] = (chosen, basis, encode_basis(basis, color_range(project(basis, tokens))))
-        total = known[1].total_variance or 1.0
-        return known[2], {"steps": known[0], "explained": [share / total for share in known[1].variance.tolist()]}
+            fit, refits = self._latest(feed, steps)
+        total = fit.basis.total_variance or 1.0
+        explained = [share / total for share in fit.basis.variance.tolist()]
+        return fit.content, {"steps": fit.steps, "explained": explained, "refits": refits}
+
+    def _latest(self, feed: RunFeed, steps: list[int]) -> tuple[Fit, list[int]]:
+        chain = self._kept.setdefault((feed.identity, feed.version), [])
+        stamps = [feed.run.probe_stamp(step) for step in steps]
+        for place, count in enumerate(milestones(len(steps))):
+            if place < len(chain) and chain[place].stamps == stamps[:count]:
+                continue
+            del chain[place:]
+            chain.append(self._link(feed.run, steps[:count], stamps[:count], chain[-1] if chain else None))
+        del chain[len(milestones(len(steps))) :]
+        return chain[-1].fit, chain[-1].refits
+
+    def _link(self, run: Run, steps: list[int], stamps: list[Stamp], before: Link | None) -> Link:
+        chosen = spread(steps)
+        fit = next_fit(sample_tokens(run, chosen), chosen, before.fit if before else None)
+        if before is None:
+            return Link(stamps, fit, [])
+        return Link(stamps, fit, before.refits if fit is before.fit else [*before.refits, steps[-1]])

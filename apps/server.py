@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 UPLOAD_LIMIT = "1mb"
+GRADIO_SELF_DESCRIPTIONS = (
+    *("/openapi.json", "/docs", "/redoc", "/info", "/info/"),
+    *("/gradio_api/openapi.json", "/gradio_api/docs", "/gradio_api/info", "/gradio_api/info/"),
+)
+"""Where Gradio, or FastAPI, would describe routes of its own; ours are in docs/apps.md, and the page has no others."""
 
 
 def build_app(runs: Path, closing: Callable[[], bool] = lambda: False) -> FastAPI:
@@ -46,6 +51,8 @@ def build_app(runs: Path, closing: Callable[[], bool] = lambda: False) -> FastAP
     app.add_exception_handler(HTTPException, plain_error)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_api_route("/api/{rest:path}", no_route)
+    for address in GRADIO_SELF_DESCRIPTIONS:
+        app.add_api_route(address, not_described)
     return gr.mount_gradio_app(
         app,
         build_page(),
@@ -87,6 +94,12 @@ async def wrong_value(request: Request, error: Exception) -> Response:
 async def no_route(rest: str) -> Response:
     """Unknown addresses under /api are plain 404s and never reach Gradio."""
     message = f"there is nothing at /api/{rest[:80]}; see docs/apps.md for the addresses"
+    return plain_json({"error": "unknown-address", "message": message}, status_code=404)
+
+
+async def not_described() -> Response:
+    """The routes describe themselves nowhere but in the documentation."""
+    message = "there is no schema here; see docs/apps.md for the addresses"
     return plain_json({"error": "unknown-address", "message": message}, status_code=404)
 
 

@@ -140,6 +140,11 @@ class Run:
             raise ValueError(f"{self._probe_path(step)} is not a file of probe features: missing {missing or 'axes'}.")
         return Features(patches=tensors["patches"], cls=tensors["cls"], registers=tensors["registers"])
 
+    def probe_stamp(self, step: int) -> tuple[int, int, int]:
+        """Inode, size in bytes and time of change in nanoseconds of the features at `step`: other when written anew."""
+        status = self._probe_path(step).stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def probe_bytes(self, step: int) -> bytes:
         """The safetensors file of the probe features at `step`, to hand on as it is."""
         return self._probe_path(step).read_bytes()

@@ -31,6 +31,15 @@ function preferredLanguage(strings) {
   return wanted in strings ? wanted : 'en';
 }
 
+const TYPED_INTO = 'input:not([type=range], [type=radio], [type=checkbox]), select, textarea, [contenteditable]:not([contenteditable=false])';
+
+/** Whether a control does something by itself with a key: buttons are pressed, sliders move. */
+function means(target, key) {
+  if (!target.closest) return false;
+  if (key === ' ' || key === 'Enter') return Boolean(target.closest('button, a[href], summary, input'));
+  return Boolean(target.closest('input')) && /^(Arrow|Home|End|Page)/.test(key);
+}
+
 class Monitor {
   constructor({ modules, createModel, props }) {
     Object.assign(this, { modules, createModel, strings: props.strings });
@@ -102,6 +111,8 @@ class Monitor {
     const tools = element('div', 'mon-tools');
     tools.append(this.languageButton, this.themeButton, this.helpButton);
     header.append(this.railButton, this.brand, this.title, this.badge, element('span', 'mon-space'), this.tabs, tools);
+    // After a click with the mouse the keys belong to the stage again; who came by Tab keeps the focus.
+    header.addEventListener('click', (event) => { if (event.detail > 0) event.target.closest('button')?.blur(); });
     return header;
   }
 
@@ -114,7 +125,8 @@ class Monitor {
     this.empty = element('div', 'mon-empty');
     this.empty.hidden = true;
     this.curves = this.buildCurves();
-    new ResizeObserver(() => this.fitCurves()).observe(this.stage);
+    this.sizes = new ResizeObserver(() => this.fitCurves());
+    this.sizes.observe(this.stage);
     this.stage.append(this.pictures, this.curves, this.empty, this.notice);
     return this.stage;
   }
@@ -195,8 +207,12 @@ class Monitor {
   fillHelp() {
     const head = element('h2', '', this.words('help.title'));
     const list = element('dl', 'mon-keys');
-    const keys = { '← ↑ → ↓': 'patch', '[  ]': 'step', [this.words('key.space')]: 'play', f: 'follow', '1 – 9': 'panel', c: 'curves', '/': 'search', '?': 'help' };
-    for (const [key, action] of Object.entries(keys)) {
+    const keys = [
+      ['← ↑ → ↓', 'patch'], [`Shift + ${this.words('key.arrows')}`, 'stride'], ['[  ]', 'step'], ['Home  End', 'ends'],
+      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'],
+      ['/', 'search'], ['?', 'help'],
+    ];
+    for (const [key, action] of keys) {
       list.append(element('dt', '', key), element('dd', '', this.words(`help.${action}`)));
     }
     const note = element('p', 'mon-quiet', this.words('help.zoom'));
@@ -255,6 +271,7 @@ class Monitor {
   /** The curves cover the stage but leave the timeline of the renderer in sight. */
   fitCurves() {
     const timeline = this.pictures.querySelector('.dfw-timeline');
+    if (timeline) this.sizes.observe(timeline); // its choices wrap where the window is narrow
     const bottom = timeline ? this.stage.getBoundingClientRect().bottom - timeline.getBoundingClientRect().top : 0;
     this.curves.style.bottom = `${Math.max(0, bottom)}px`;
   }
@@ -278,8 +295,9 @@ class Monitor {
   }
 
   onKey(event) {
-    if (!event.isTrusted || event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.('input:not([type=range]), select, textarea')) return;
+    if (!event.isTrusted || event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(TYPED_INTO)) return;
     if (event.key === '?') this.toggleHelp();
+    else if (this.help.open) return; // Escape, Tab and Enter are the dialog's own
     else if (event.key === 'c') this.setView(this.view === 'curves' ? 'pictures' : 'curves');
     else if (event.key === '/') { this.railWish = true; this.showRail(); this.rail.search.focus(); }
     else return this.forward(event);
@@ -287,10 +305,10 @@ class Monitor {
     event.stopPropagation();
   }
 
-  /** Keys typed while nothing has the focus go to the renderer. */
+  /** Keys go to the renderer, wherever the focus is, unless they mean something where they were typed. */
   forward(event) {
     const view = this.root?.firstElementChild;
-    if (!view || document.activeElement !== document.body) return;
+    if (!view || this.root.contains(event.target) || means(event.target, event.key)) return;
     const copy = new KeyboardEvent('keydown', { key: event.key, shiftKey: event.shiftKey, cancelable: true });
     if (!view.dispatchEvent(copy)) event.preventDefault();
   }
@@ -420,7 +438,7 @@ class Monitor {
     this.pictures.replaceChildren(this.root);
     const run = this.run;
     this.unrender = await this.modules.renderer.render({ model: this.model, el: this.root, experimental: { invoke: run.invoke } });
-    if (this.view === 'curves') this.fitCurves();
+    this.fitCurves();
   }
 
   unmount() {

@@ -64,7 +64,7 @@ def create(path: Path, *, count: int = 4, side: int = 224, **info: object) -> tu
     images = photographs(count, side)
     captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(count)]
     writer.probe_images(images, patch_size=16, captions=captions)
-    writer.event(0, "info", "started", "started at step 0")
+    writer.event(0, "info", "started", "recipe cpu_demo, seed 0")
     return writer, images
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import made_up_run
 from conftest import Served, serving
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from apps.server import private_folders
@@ -37,6 +37,13 @@ README: dict[str, tuple[dict, str, str]] = {
     "curves": SHOTS["curves-light-en"],
 }
 README_PATCH = {"image": 0, "row": 6, "col": 8}
+
+
+VIEW = "document.querySelector('.dfw').view"
+BARE = ".dfw-grid .dfw-value { display: none; } .dfw .dfw-chosen figcaption b { color: var(--dfw-ink); }"
+BARE_LAYERS = (
+    "for (const layer of Object.values(this.layers)) layer.draw(false, () => [], this.view.grid, this.bitmaps);"
+)
 
 
 def make_runs(folder: Path) -> None:
@@ -81,11 +88,9 @@ def take_all(browser: Browser, out: Path, served: Served, empty: Served) -> None
 
 def settle(page: Page) -> None:
     """Every step in memory, and the patch of the README selected."""
-    view = "document.querySelector('.dfw').view"
-    page.wait_for_function(
-        f"{view}?.summary && {view}.frames.held.size === {view}.summary.steps.length", timeout=60_000
-    )
-    page.evaluate(f"{view}.pin({json.dumps(README_PATCH)})")
+    known = "document.querySelector('.dfw')?.view?.summary"
+    page.wait_for_function(f"{known} && {VIEW}.frames.held.size === {known}.steps.length", timeout=60_000)
+    page.evaluate(f"{VIEW}.pin({json.dumps(README_PATCH)})")
 
 
 def take_readme(browser: Browser, out: Path, served: Served) -> None:
@@ -94,21 +99,38 @@ def take_readme(browser: Browser, out: Path, served: Served) -> None:
         take(browser, out, name, f"{served.url}/{rest}", wait, options, settle)
         picture = out / f"{name}.png"
         Image.open(picture).convert("RGB").save(picture, optimize=True)
+    take_ends(browser, out, served)
+
+
+def take_ends(browser: Browser, out: Path, served: Served) -> None:
+    """The PCA maps at the first and the last step, titled, beside each other; without the marks of a selection."""
     page: Page = browser.new_context(viewport={"width": 1024, "height": 800}).new_page()
     page.goto(served.url)
     page.wait_for_function("document.querySelector('.dfw')?.view?.matches", timeout=60_000)
     page.keyboard.press("m")
-    ends = []
+    page.add_style_tag(content=BARE)
+    page.evaluate(f"() => {{ {VIEW}.stage.drawLayers = function () {{ {BARE_LAYERS} }}; }}")
+    titles, ends = [], []
     for key in ("Home", "End"):
         page.keyboard.press(key)
         page.mouse.move(0, 0)
         page.wait_for_timeout(1500)
+        titles.append(page.evaluate(f"`step ${{{VIEW}.step.toLocaleString('en-US')}}`"))
         ends.append(Image.open(io.BytesIO(page.locator(".dfw-grid").screenshot())).convert("RGB"))
-    width, height = ends[0].size
-    both = Image.new("RGB", (2 * width + 48, height), "#f8fafc")
-    for place, picture in enumerate(ends):
-        both.paste(picture, (place * (width + 48), 0))
-    both.save(out / "pca-before-after.png", optimize=True)
+    side_by_side(titles, ends).save(out / "pca-before-after.png", optimize=True)
+    page.context.close()
+
+
+def side_by_side(titles: list[str], pictures: list[Image.Image], pad: int = 32, head: int = 52) -> Image.Image:
+    """Pictures of one size in a row, a title over each, with `pad` pixels between and around them."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (pad + len(pictures) * (width + pad), head + height + pad), "#f8fafc")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=24)
+    for place, (title, picture) in enumerate(zip(titles, pictures, strict=True)):
+        left = pad + place * (width + pad)
+        sheet.paste(picture, (left, head))
+        pen.text((left, head - 14), title, fill="#0f172a", font=font, anchor="ls")
+    return sheet
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The live reader: byte offsets, torn lines, resumed writers, thinning; and the basis that all steps share."""
+"""The live reader: byte offsets, torn lines, resumed writers, thinning."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import json
 import math
 import time
 from array import array
-from itertools import pairwise
 
 import made_up_run
 import pytest
-import torch
 
-from apps.basis import SNAPSHOTS, BasisCache, joint_basis, spread
 from apps.feed import Cursor, RunFeed, thin
-from workbench.analysis.pca import project
 from workbench.runs import RunWriter
 
 
@@ -140,40 +136,3 @@ def test_thinning_keeps_ends_and_spikes():
     assert kept == sorted(set(kept))
     assert {0, 1234, 4321, 4999} <= set(kept)
     assert 77 not in kept
-
-
-def test_snapshots_are_spread_over_the_run():
-    steps = list(range(0, 1000, 7))
-    chosen = spread(steps)
-    assert (len(chosen), chosen[0], chosen[-1]) == (SNAPSHOTS, steps[0], steps[-1])
-    assert chosen == sorted(set(chosen))
-    assert spread([3, 9]) == [3, 9]
-
-
-def test_colours_do_not_flip_while_a_run_grows(growing):
-    writer, images, feed = growing
-    cache, shown = BasisCache(), []
-    for step in range(0, 121, 20):
-        writer.probe_features(step, made_up_run.features_at(images, step))
-        feed.refresh()
-        cache.encoded(feed, feed.steps)
-        shown.append(cache._kept["id", "version"][1])
-    tokens = made_up_run.features_at(images, 120).patches.flatten(0, 2)
-    for earlier, later in pairwise(shown[1:]):
-        old, new = project(earlier, tokens), project(later, tokens)
-        assert (torch.nn.functional.cosine_similarity(old, new, dim=0) > 0.6).all()
-
-
-def test_one_answer_for_one_set_of_steps(growing):
-    writer, images, feed = growing
-    made_up_run.grow(writer, images, 0, 40)
-    feed.refresh()
-    cache = BasisCache()
-    assert cache.encoded(feed, feed.steps) is not None
-    assert cache.encoded(feed, feed.steps)[0] is cache.encoded(feed, feed.steps)[0]
-
-
-def test_another_width_starts_a_new_basis():
-    generator = torch.Generator().manual_seed(1)
-    wide = joint_basis(torch.randn(50, 12, generator=generator), None)
-    assert joint_basis(torch.randn(50, 8, generator=generator), wide).components.shape == (3, 8)

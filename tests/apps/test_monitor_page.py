@@ -139,6 +139,136 @@ def test_language_theme_and_keys(page, served):
     page.get_by_text("没有匹配的任务").wait_for()
 
 
+VIEW = "document.querySelector('.dfw').view"
+
+
+def test_keys_reach_the_stage_after_a_click_in_the_header(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.wait_for_function(f"{VIEW}.frames.held.size === 5")
+    for control in (page.locator(".mon-tab").first, page.get_by_role("button", name="Switch to Chinese")):
+        control.click()
+        before, mode = page.evaluate(f"[{VIEW}.step, {VIEW}.mode]")
+        page.keyboard.press("[")
+        assert page.evaluate(f"{VIEW}.step") == before - 20
+        page.keyboard.press("m")
+        assert page.evaluate(f"{VIEW}.mode") != mode
+        page.keyboard.press("Space")
+        assert page.evaluate(f"Boolean({VIEW}.playing)")
+        page.keyboard.press("Space")
+        assert not page.evaluate(f"Boolean({VIEW}.playing)")
+
+
+def test_a_button_reached_by_keyboard_keeps_space_and_enter_and_forwards_the_rest(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.locator(".mon-tab").last.focus()
+    page.keyboard.press("Space")
+    page.locator(".mon-card canvas").first.wait_for()
+    assert not page.evaluate(f"Boolean({VIEW}.playing)")
+    assert page.locator(".mon-tab").last.evaluate("(tab) => tab === document.activeElement")
+    page.keyboard.press("[")
+    assert page.evaluate(f"{VIEW}.step") == 60
+    slider = page.locator(".mon-curves-bar input[type=range]")
+    slider.focus()
+    value = slider.input_value()
+    page.keyboard.press("ArrowLeft")
+    assert slider.input_value() < value
+    page.keyboard.press("Home")
+    assert page.evaluate(f"{VIEW}.step") == 60, "the slider's own keys stay with it"
+    page.keyboard.press("]")
+    assert page.evaluate(f"{VIEW}.step") == 80
+
+
+def test_a_chosen_mode_leaves_the_letters_to_the_page(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.locator(".dfw-segments label", has_text="PCA").click()
+    page.keyboard.press("[")
+    assert page.evaluate(f"{VIEW}.step") == 60
+    page.keyboard.press("c")
+    page.locator(".mon-card canvas").first.wait_for()
+
+
+def test_help_lists_every_key_and_holds_the_others_back(page, served):
+    visit(page, served)
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    page.keyboard.press("?")
+    help_ = page.locator(".mon-help")
+    help_.wait_for(state="visible")
+    listed = help_.locator("dt").all_inner_texts()
+    assert len(listed) == 12
+    for key in ("Shift + arrows", "Home", "End", "Space", "[", "]", "f", "m", "i", "c", "/", "?"):
+        assert any(key in entry.split() or key == entry for entry in listed), key
+    assert "or stop following" in help_.inner_text()
+    before = page.evaluate(f"[{VIEW}.step, {VIEW}.mode]")
+    for key in ("[", "m", "c", "/", "f"):
+        page.keyboard.press(key)
+    assert page.evaluate(f"[{VIEW}.step, {VIEW}.mode]") == before
+    assert page.locator(".mon-page").get_attribute("data-view") == "pictures"
+    page.keyboard.press("?")
+    help_.wait_for(state="hidden")
+    page.keyboard.press("?")
+    page.keyboard.press("Escape")
+    help_.wait_for(state="hidden")
+    assert page.evaluate(f"{VIEW}.follow") is True
+    page.keyboard.press("f")
+    assert page.evaluate(f"{VIEW}.follow") is False
+    page.keyboard.press("f")
+    assert page.evaluate(f"{VIEW}.follow") is True
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("width", [360, 390, 480, 640, 800, 1024, 1440])
+def test_every_control_of_the_header_is_in_the_window_and_takes_a_click(open_page, served, width, locale):
+    page = open_page(viewport={"width": width, "height": 800}, locale=locale)
+    page.goto(f"{served.url}/#run={run_id('finished')}")
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    controls = page.locator(".mon-header button").all()
+    assert len(controls) == 6
+    boxes = [bounds(control) for control in controls]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 for box in boxes), boxes
+    stage = bounds(page.locator(".mon-stage"))
+    assert all(box["y"] + box["height"] <= stage["y"] for box in boxes)
+    for control in controls:
+        control.click(trial=True, timeout=2000)
+    page.locator(".mon-tab").last.click()
+    page.locator(".mon-card canvas").first.wait_for()
+    hidden = page.locator(".mon-rail").is_hidden()
+    page.locator(".mon-header button").first.click()
+    page.locator(".mon-rail").wait_for(state="visible" if hidden else "hidden")
+    page.locator(".mon-help-button").click()
+    page.locator(".mon-help").wait_for(state="visible")
+    box = bounds(page.locator(".mon-help"))
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+
+
+def test_a_change_of_colours_is_announced_and_stays_among_the_events(page, served):
+    writer, images = made_up_run.create(served.folder / "turning", side=64)
+    made_up_run.grow(writer, images, 0, 0)
+    page.wait_for_timeout(1100)
+    visit(page, served, "turning")
+    page.locator(".dfw-pic canvas").first.wait_for(state="visible")
+    assert page.locator(".dfw-news").inner_text() == ""
+    made_up_run.grow(writer, images, 5, 60)
+    page.locator(".dfw-news", has_text="colours refitted at step").wait_for(timeout=5000)
+    page.locator(".dfw-markers [data-kind=colours-refitted]").first.wait_for(state="attached")
+    page.get_by_role("button", name="Switch to Chinese").click()
+    page.locator(".dfw-log", has_text="颜色重新拟合").wait_for()
+    writer.close()
+    shutil.rmtree(writer.path)
+
+
+def test_events_are_told_in_chinese(open_page, served):
+    page = open_page(locale="zh-CN")
+    visit(page, served)
+    page.locator(".dfw-log", has_text="开始 · 配方 cpu_demo，随机种子 0").wait_for()
+    assert "recipe" not in page.locator(".dfw-log").inner_text()
+    assert "recipe" not in (page.locator(".dfw-markers [data-kind=started]").get_attribute("title") or "recipe")
+
+
 def test_the_address_reopens_the_same_step(page, served):
     visit(page, served, step=40)
     page.wait_for_function("document.querySelector('.dfw')?.view?.step === 40")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from playwright.sync_api import Page
 from skimage import data
 
 from workbench.analysis.similarity import similarity
-from workbench.backbones import SyntheticBackbone, VisionTransformer, ViTConfig
+from workbench.backbones import SyntheticBackbone
 from workbench.features import Features
 from workbench.images import normalize
+from workbench.runs import Run
 from workbench.views import page as page_module
 from workbench.views.encode import encode_features
 from workbench.views.page import standalone_page
@@ -84,13 +87,37 @@ def run_module(page: Page, body: str, **arguments: Any) -> Any:
     return page.evaluate(f"async ({{ text, given }}) => {{ {MODULE} {decode} {body} }}", {"text": text, "given": given})
 
 
-def vit_features(photos: torch.Tensor) -> Features:
-    config = ViTConfig.vit_nano()
-    model = VisionTransformer(config, generator=torch.Generator().manual_seed(3)).eval()
-    side = 8 * config.patch_size
+SHORT = [
+    *("--loop.steps", "20", "--loop.evaluate-every", "20", "--loop.probe-every", "20", "--optim.lr.warmup-steps", "5"),
+    *("--data.count", "64", "--data.backgrounds", "4", "--batch.batch-size", "8", "--batch.workers", "0"),
+    *("--augment.local-crops", "2", "--evaluation.suite.train-scenes", "6", "--evaluation.suite.test-scenes", "4"),
+    *("--evaluation.suite.bank", "30", "--evaluation.suite.queries", "8", "--evaluation.suite.probe-iterations", "3"),
+]
+
+
+@pytest.fixture(scope="session")
+def trained(photos: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Features of the photographs by the teacher of a short real training on scenes (seconds on one core)."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    command = [sys.executable, "-m", "training", "pretrain", "cpu_demo", "--run", str(folder), *SHORT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss/total"] for row in Run(folder).metrics()[0]]
+    assert losses[-1] < losses[0] - 0.1
+    model = Run(folder).backbone("teacher")
+    side = 8 * model.patch_size
     large = torch.nn.functional.interpolate(photos.float(), (side, side), mode="bilinear") / 255
     with torch.no_grad():
         return model.features(normalize(large))
+
+
+def outliers(features: Features) -> Features:
+    """The same with what large networks have: two channels fifty times as wide, some patches thirty times as long."""
+    patches = features.patches.clone()
+    patches[..., [1, patches.shape[-1] // 2]] *= 50
+    patches[:, 2, 3] *= 30
+    patches[1, 5] *= 30
+    return features._replace(patches=patches)
 
 
 def test_the_kernel_is_what_the_script_assembles() -> None:
@@ -112,8 +139,9 @@ def test_the_module_stands_alone() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("int8", 1e-2), ("float16", 1e-3)])
 @pytest.mark.parametrize("wasm", [True, False])
-def test_maps_equal_pythons(page: Page, photos: torch.Tensor, dtype: Any, tolerance: float, wasm: bool) -> None:
-    features, query = vit_features(photos), (2, 5, 1)
+@pytest.mark.parametrize("of", ["training", "training, with outliers"])
+def test_maps_equal_pythons(page: Page, trained: Features, of: str, dtype: Any, tolerance: float, wasm: bool) -> None:
+    features, query = trained if of == "training" else outliers(trained), (2, 5, 1)
     _, height, width, _ = features.patches.shape
     index = (query[0] * height + query[1]) * width + query[2]
     body = f"""
@@ -157,6 +185,55 @@ def test_wasm_equals_javascript(page: Page, channels: int) -> None:
     )
     assert int8 < 1e-6
     assert float16 < 1e-5
+
+
+def test_the_axis_of_cosines_reaches_down_to_the_least(page: Page) -> None:
+    ticks = "return [[[], 'unit'], [[0.2, 1], 'unit'], [[0.9, -0.42, null], 'unit'], [[-0.03], 'unit'], [[-1], 'unit'],"
+    told = run_module(page, f"{ticks} [[0.4], 'signed']].map((given) => m.cosineTicks(...given));")
+    assert told == [[0, 1], [0, 1], [-0.5, 0, 1], [-0.1, 1], [-1, 0, 1], [-1, 0, 1]]
+
+
+def test_negative_cosines_are_drawn_over_time(page: Page, tmp_path: Path, photos: torch.Tensor, film: Any) -> None:
+    """The class token points away from every patch, so its curve lies below 0 at every step."""
+    against = {step: features._replace(cls=-features.patches.mean(dim=(1, 2))) for step, features in film.items()}
+    show(page, tmp_path, run_source(photos, against), selection={"image": 1, "row": 5, "col": 5})
+    page.wait_for_function("document.querySelector('.dfw-mini').getAttribute('aria-label').includes('axis −')")
+    label = page.locator(".dfw-mini").get_attribute("aria-label") or ""
+    assert "CLS −" in label
+    rows = page.evaluate(
+        f"""() => {{
+          const canvas = document.querySelector(".dfw-mini"), context = canvas.getContext("2d"), found = new Set();
+          const wanted = document.createElement("canvas").getContext("2d");
+          wanted.fillStyle = {VIEW}.colours.accent;
+          wanted.fillRect(0, 0, 1, 1);
+          const [r, g, b] = wanted.getImageData(0, 0, 1, 1).data;
+          const {{ width, height }} = canvas, {{ data }} = context.getImageData(0, 0, width, height);
+          for (let i = 0; i < data.length; i += 4) {{
+            const near = Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b);
+            if (near < 12 && data[i + 3] > 200) found.add(Math.floor(i / 4 / width));
+          }}
+          return {{ rows: [...found], height }};
+        }}"""
+    )
+    assert max(rows["rows"]) - min(rows["rows"]) > 0.1 * rows["height"], "a curve, not a line along the bottom"
+    page.locator(".dfw-controls select").last.select_option("signed")
+    page.wait_for_function("document.querySelector('.dfw-mini').getAttribute('aria-label').includes('axis −1 to 1')")
+
+
+def test_the_trainers_words_are_told_in_chinese(page: Page, tmp_path: Path, photos: torch.Tensor, film: Any) -> None:
+    source = run_source(photos, film)
+    told = {
+        "started": ("recipe cpu_demo, seed 7", "开始 · 配方 cpu_demo，随机种子 7"),
+        "resumed": ("continued from step 300", "继续 · 从第 300 步继续"),
+        "nan-skipped": ("gradient norm not finite: step 9 left weights alone", "第 9 步未更新权重"),
+        "finished": ("finished at step 500 of 500", "完成"),
+        "bad-image": ("a.png: truncated", "图像无法读取 · a.png: truncated"),
+    }
+    source.events = [{"step": 0, "level": "info", "kind": kind, "text": text} for kind, (text, _) in told.items()]
+    show(page, tmp_path, source, language="zh")
+    log = page.locator(".dfw-log").inner_text()
+    assert all(words in log for _, words in told.values()), log
+    assert not any(word in log for word in ("recipe", "continued", "weights"))
 
 
 def test_decoding_reads_every_half_and_refuses_nonsense(page: Page) -> None:

@@ -10,6 +10,8 @@
 
 // ---------------------------------------------------------------------------------------------------- 1 words
 
+const REFIT = "colours-refitted"; // made here from what the basis says about itself, not written in the run
+
 const WORDS = {
   en: {
     pca: "PCA", similarity: "Similarity", both: "All", image: "Image", mode: "What the panels show",
@@ -22,20 +24,22 @@ const WORDS = {
     inspector: "Inspector", fixed: (range) => `fixed range ${range}`, shortBasis: "one basis", shortCosine: "cosine",
     selected: "Selected patch", position: "Position", pixels: "Pixels", norm: "Norm", cls: "CLS cosine",
     matches: "Best match on each image", matchRule: "own image: outside the 3×3 neighbourhood",
-    overTime: "Over time", pair: "best match", clsShort: "CLS", events: "Events", noEvents: "None so far",
+    refitted: (step) => `colours refitted at step ${step}`, fittedOn: (first, last) => `fitted on steps ${first} to ${last}`,
+    overTime: "Over time", axis: (low, high) => `axis ${low} to ${high}`, pair: "best match", clsShort: "CLS", events: "Events", noEvents: "None so far",
     play: "Play", pause: "Pause", previous: "Previous step", next: "Next step", follow: "Follow latest",
     curve: "Curve", against: "Against", none: "none", timeline: "Timeline: step shown", start: "at start",
     loading: "loading…", waiting: "Waiting for the first features",
     waitingMore: "The run writes them at its first evaluation; they appear here by themselves.",
     failed: "Could not load", retry: "Try again", help: "Keyboard", close: "Close", best: "best match",
     keys: [["← ↑ → ↓", "move the patch"], ["Shift + arrows", "move by four"], ["[  ]", "previous, next step"],
-      ["Space", "play or pause"], ["f", "follow latest"], ["1 – 9", "choose an image"], ["m", "next mode"],
+      ["Home, End", "first, last step"], ["Space", "play or pause"], ["f", "follow the latest step, or stop following"], ["1 – 9", "choose an image"], ["m", "next mode"],
       ["i", "raw or interpolated"], ["?", "this list"]],
     canvas: "Arrow keys move the selected patch.",
     status: { live: "live", ended: "finished", stopped: "stopped", crashed: "crashed", silent: "silent" },
     kinds: { started: "started", resumed: "resumed", saved: "saved", finished: "finished", stopped: "stopped",
       "nan-skipped": "step skipped", diverged: "diverged", "bad-image": "unreadable image",
-      "checkpoint-rejected": "checkpoint rejected" },
+      "checkpoint-rejected": "checkpoint rejected", failed: "failed", "dense-peak": "dense peak", [REFIT]: "colours refitted" },
+    texts: [],
     series: {
       "dense/patch_knn": "patch k-NN", "dense/linear_miou": "linear mIoU", "global/knn": "global k-NN",
       "health/cls_patch_cosine": "CLS–patch cosine", "health/near_cosine": "near-patch cosine",
@@ -60,19 +64,30 @@ const WORDS = {
     inspector: "详情", fixed: (range) => `固定范围 ${range}`, shortBasis: "同一组基", shortCosine: "余弦",
     selected: "所选图块", position: "位置", pixels: "像素", norm: "范数", cls: "CLS 余弦",
     matches: "各图像上的最佳匹配", matchRule: "同一图像：排除 3×3 邻域",
-    overTime: "随训练变化", pair: "最佳匹配", clsShort: "CLS", events: "事件", noEvents: "暂无",
+    refitted: (step) => `颜色已在第 ${step} 步重新拟合`, fittedOn: (first, last) => `由第 ${first} 至 ${last} 步拟合`,
+    overTime: "随训练变化", axis: (low, high) => `纵轴 ${low} 至 ${high}`, pair: "最佳匹配", clsShort: "CLS", events: "事件", noEvents: "暂无",
     play: "播放", pause: "暂停", previous: "上一步", next: "下一步", follow: "跟随最新",
     curve: "曲线", against: "对照", none: "无", timeline: "时间线：当前显示的步", start: "起点",
     loading: "载入中…", waiting: "正在等待第一批特征",
     waitingMore: "训练到第一次评估时写出，届时会自动显示。",
     failed: "无法载入", retry: "重试", help: "快捷键", close: "关闭", best: "最佳匹配",
     keys: [["← ↑ → ↓", "移动图块"], ["Shift + 方向键", "一次移动四格"], ["[  ]", "上一步、下一步"],
-      ["空格", "播放或暂停"], ["f", "跟随最新"], ["1 – 9", "选择图像"], ["m", "切换显示内容"],
+      ["Home、End", "第一步、最后一步"], ["空格", "播放或暂停"], ["f", "跟随最新一步，或停止跟随"], ["1 – 9", "选择图像"], ["m", "切换显示内容"],
       ["i", "原始网格或插值"], ["?", "显示此列表"]],
     canvas: "方向键可移动所选图块。",
     status: { live: "进行中", ended: "已完成", stopped: "已停止", crashed: "异常中断", silent: "无响应" },
     kinds: { started: "开始", resumed: "继续", saved: "保存", finished: "完成", stopped: "停止",
-      "nan-skipped": "跳过一步", diverged: "发散", "bad-image": "图像无法读取", "checkpoint-rejected": "检查点无效" },
+      "nan-skipped": "跳过一步", diverged: "发散", "bad-image": "图像无法读取", "checkpoint-rejected": "检查点无效",
+      failed: "出错停止", "dense-peak": "稠密指标峰值", [REFIT]: "颜色重新拟合" },
+    // The trainer's own sentences (training/launch.py, training/trainer.py); any other text is shown as it is.
+    texts: [
+      [/^recipe (\S+), seed (\d+)$/, "配方 $1，随机种子 $2"],
+      [/^continued from step (\d+)$/, "从第 $1 步继续"],
+      [/^loss not finite: step (\d+) left weights alone$/, "损失非有限值，第 $1 步未更新权重"],
+      [/^gradient norm not finite: step (\d+) left weights alone$/, "梯度范数非有限值，第 $1 步未更新权重"],
+      [/^loss was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步损失非有限值"],
+      [/^gradient norm was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步梯度范数非有限值"],
+    ],
     series: {
       "dense/patch_knn": "图块 k-NN", "dense/linear_miou": "线性 mIoU", "global/knn": "全局 k-NN",
       "health/cls_patch_cosine": "CLS–图块余弦", "health/near_cosine": "邻近图块余弦",
@@ -106,7 +121,9 @@ function seriesName(name, language) {
 /** An event in words: its kind, then its own text unless that says no more. */
 function eventWords(words, { kind, text }) {
   const known = words.kinds[kind] ?? kind;
-  return !text || ["saved", "finished", "stopped"].includes(kind) ? known : `${known} · ${text}`;
+  if (!text || ["saved", "finished", "stopped"].includes(kind)) return known;
+  const [ours, sentence] = words.texts.find(([pattern]) => pattern.test(text)) ?? [];
+  return `${known} · ${ours ? text.replace(ours, sentence) : text}`;
 }
 
 /** A series value with its unit: scores as per cent, cosines and the rest as plain numbers. */
@@ -553,6 +570,7 @@ function themeColours(root) {
 // ---------------------------------------------------------------------------------------------------- 7 stage
 
 const FADE = 110; // milliseconds
+const NEWS = 12_000; // milliseconds that a change of the colours is announced
 const QUERY = "#ef4444", MATCH = "#f59e0b"; // the same on light and dark: they lie on photos
 
 /** Pixels of one overlay, a patch each, mixed while they cross-fade. */
@@ -709,6 +727,7 @@ class Stage {
     this.grid = h("div", { class: "dfw-grid" });
     this.hero = h("div", { class: "dfw-hero" });
     this.legend = h("div", { class: "dfw-legend" });
+    this.news = h("span", { class: "dfw-news", "aria-live": "polite" });
     this.element = h("section", { class: "dfw-stage", "aria-label": view.words.mode }, this.hero, this.grid);
     this.layers = { grid: new Layer(this.grid) };
     this.pictures = [];
@@ -815,15 +834,16 @@ class Stage {
   shareWithHero(width, height, aspect, share) {
     const gap = 14, caption = 24, inspector = this.view.inspecting ? 260 + 2 * gap : 0, count = this.view.summary.probes.count;
     const widest = Math.floor((width - inspector - 2 * gap) / 3);
-    let best = null;
+    let best = null, first = null;
     for (let side = Math.min(96, widest); side <= widest; side += 4) {
       const rest = height - side * aspect - caption - gap, fit = share(rest);
-      if (!fit.side || (best && fit.side < 56)) break;
+      if (!fit.side || (first && fit.side < 56)) break;
+      first ??= { ...fit, hero: side };
       const spread = inspector ? 1 : 0.5 + (1.5 * side) / width; // alone in its row, it should fill it
       const area = (3 * side ** 2 + count * this.kinds().length * fit.side ** 2) * spread;
-      if (!best || (side >= 1.3 * fit.side && area > best.area)) best = { ...fit, hero: side, area };
+      if (side >= 1.3 * fit.side && !(best?.area >= area)) best = { ...fit, hero: side, area };
     }
-    best ??= { ...share(height), hero: 96 };
+    best ??= first ?? { ...share(height), hero: 96 };
     this.hero.style.setProperty("--dfw-side", `${best.hero}px`);
     this.hero.style.height = `${Math.round(best.hero * aspect) + caption}px`;
     return best;
@@ -838,16 +858,14 @@ class Stage {
       parts.push(h("span", { class: "dfw-key", title }, h("span", { text: words.cosine }), ...this.ramp()));
     }
     this.heading = h("span", { class: "dfw-heading" });
-    this.legend.replaceChildren(this.heading, ...parts);
+    this.legend.replaceChildren(this.heading, ...parts, this.news);
     if (!this.hasHero()) return;
     this.heroCaptions.pca.key.replaceChildren(...this.shares());
     this.heroCaptions.similarity.key.replaceChildren(...this.ramp());
   }
 
   pcaLegend() {
-    const { words, basis, isRun } = this.view;
-    const text = basis ? (isRun ? words.basis : words.oneBasis) : words.noBasis;
-    return h("span", { class: "dfw-key" }, h("span", { text }), ...this.shares());
+    return h("span", { class: "dfw-key" }, h("span", { text: this.basisWords() }), ...this.shares());
   }
 
   /** Share of variance of each colour channel, in per cent. */
@@ -855,6 +873,22 @@ class Stage {
     const { words, explained } = this.view;
     return (explained ?? []).slice(0, 3).map((share, i) => h("span", { class: "dfw-share", title: words.variance },
       h("i", { class: "dfw-swatch", data: { channel: "rgb"[i] } }), `${Math.round(100 * share)}${i === 2 ? " %" : ""}`));
+  }
+
+  /** A line in the legend for a while. */
+  announce(text) {
+    say(this.news, text);
+    clearTimeout(this.quiet);
+    this.quiet = setTimeout(() => say(this.news, ""), NEWS);
+  }
+
+  /** Which basis, and what it was fitted on. */
+  basisWords() {
+    const { words, basis, isRun, fitted } = this.view;
+    if (!basis) return words.noBasis;
+    if (!isRun) return words.oneBasis;
+    const [first, last] = [fitted[0], fitted[fitted.length - 1]].map((step) => step?.toLocaleString("en-US"));
+    return fitted.length > 1 ? `${words.basis} (${words.fittedOn(first, last)})` : words.basis;
   }
 
   /** Draw overlays and marks of the frame. `cosines` and `matches` belong to the query. */
@@ -904,7 +938,7 @@ class Stage {
     say(captions.pca.text, `${step} · ${view.basis ? words.shortBasis : words.noBasis}`);
     say(captions.similarity.text, `${step} · ${words.shortCosine}`);
     captions.image.text.title = caption;
-    captions.pca.text.title = `${words.teacher} · ${step} · ${view.basis ? words.basis : words.noBasis}`;
+    captions.pca.text.title = `${words.teacher} · ${step} · ${this.basisWords()}`;
     captions.similarity.text.title = `${words.teacher} · ${step} · ${words.cosine} · ${words.fixed(range)}`;
   }
 
@@ -975,11 +1009,11 @@ class Inspector {
   }
 
   buildEvents() {
-    const known = eventsKey(this.view.summary.events);
+    const known = eventsKey(this.view.events);
     if (known === this.listed) return;
     this.listed = known;
-    const { view } = this, { words } = view, saved = view.summary.events.filter(({ kind }) => kind === "saved").slice(0, -1);
-    const events = view.summary.events.filter((event) => !saved.includes(event)).reverse().slice(0, 30);
+    const { view } = this, { words } = view, saved = view.events.filter(({ kind }) => kind === "saved").slice(0, -1);
+    const events = view.events.filter((event) => !saved.includes(event)).reverse().slice(0, 30);
     this.events.replaceChildren(...events.map((event) =>
       h("li", { data: { level: event.level } }, h("button", { type: "button", title: eventWords(words, event), on: { click: () => view.scrubTo(event.step) } },
         h("span", { class: "dfw-number", text: event.step.toLocaleString("en-US") }), h("span", { class: "dfw-words", text: eventWords(words, event) })))));
@@ -1024,32 +1058,55 @@ class Inspector {
     if (!box.width) return;
     const frames = [...view.frames.held.values()].sort((a, b) => a.step - b.step), { colours } = view;
     const context = fitCanvas(this.curve, box.width, box.height), [first, last] = view.timeline.domain();
-    const x = (step) => 20 + ((step - first) / Math.max(last - first, 1)) * (box.width - 26);
-    const y = (value) => 5 + (1 - clamp(value, 0, 1)) * (box.height - 10);
+    const curves = this.curvesOf(frames, index, match), ticks = cosineTicks(curves.flatMap(({ values }) => values), view.range);
+    const low = ticks[0], left = 30;
+    const x = (step) => left + ((step - first) / Math.max(last - first, 1)) * (box.width - left - 6);
+    const y = (value) => 5 + (1 - (value - low) / (1 - low)) * (box.height - 10);
     context.font = "10px system-ui, sans-serif";
     context.fillStyle = colours.muted;
     context.strokeStyle = colours.line;
-    for (const tick of [0, 1]) {
-      line(context, [[20, y(tick)], [box.width - 6, y(tick)]]);
-      context.fillText(String(tick), 6, y(tick) + 3.5);
+    context.textAlign = "right";
+    for (const tick of ticks) {
+      line(context, [[left, y(tick)], [box.width - 6, y(tick)]]);
+      context.fillText(tickText(tick), left - 6, y(tick) + 3.5);
     }
     context.strokeStyle = colours.faint;
     line(context, [[x(view.step), 2], [x(view.step), box.height - 2]]);
-    const other = match ? match.image * (frames[0]?.height ?? 0) * (frames[0]?.columns ?? 0) + match.row * frames[0]?.columns + match.col : null;
-    const curves = [[colours.accent, (f) => clsCosine(f, index), this.clsKey]];
-    if (match) curves.push([colours.match, (f) => pairCosine(f, index, other), this.pairKey]);
-    for (const [colour, value, key] of curves) {
+    for (const { colour, values, key } of curves) {
       context.strokeStyle = colour;
       context.lineWidth = 1.75;
-      line(context, frames.map((f) => [x(f.step), y(value(f))]));
-      const now = frames.find((f) => f.step === view.step);
-      say(key, now && value(now) !== null ? signed(value(now), 2) : "");
+      line(context, frames.flatMap((f, i) => (values[i] === null ? [] : [[x(f.step), y(values[i])]])));
+      const now = values[frames.findIndex((f) => f.step === view.step)] ?? null;
+      say(key, now === null ? "" : signed(now, 2));
     }
+    const told = curves.map(({ name, key }) => `${name} ${key.textContent || "–"}`).join(", ");
+    this.curve.setAttribute("aria-label", `${view.words.overTime}: ${told} (${view.words.axis(tickText(low), "1")})`);
+  }
+
+  /** What the chart shows: cosine with CLS and, where there is one, with the match, one value a frame (null: none). */
+  curvesOf(frames, index, match) {
+    const { words, colours } = this.view;
+    const curves = [{ name: words.clsShort, colour: colours.accent, key: this.clsKey, values: frames.map((f) => clsCosine(f, index)) }];
+    if (!match || !frames.length) return curves;
+    const other = (match.image * frames[0].height + match.row) * frames[0].columns + match.col;
+    return [...curves, { name: words.pair, colour: colours.match, key: this.pairKey, values: frames.map((f) => pairCosine(f, index, other)) }];
   }
 }
 
-/** Differs when events were added: they are append-only, or all read anew. */
-const eventsKey = (events) => JSON.stringify([events.length, events[0], events[events.length - 1]]);
+/** Rising ticks of an axis for cosines up to 1: from −1 under the signed range, else from 0 or, below it, the least value. */
+export function cosineTicks(values, range) {
+  if (range === "signed") return [-1, 0, 1];
+  const least = values.reduce((low, value) => (value < low ? value : low), 0);
+  if (least > -1e-3) return [0, 1];
+  const low = Math.max(-1, Math.floor(least * 10) / 10);
+  return low > -0.25 ? [low, 1] : [low, 0, 1]; // two labels closer than this would touch
+}
+
+const tickText = (tick) => signed(tick, Number.isInteger(tick) ? 0 : 1);
+
+/** Differs when events were added (they are append-only, or all read anew) or colours were refitted. */
+const eventsKey = (events) => JSON.stringify([events.length, events[0], events[events.length - 1],
+  events.filter(({ kind }) => kind === REFIT).map(({ step }) => step)]);
 
 function line(context, points) {
   context.beginPath();
@@ -1157,11 +1214,11 @@ class Timeline {
   }
 
   buildMarkers() {
-    const { view } = this, { words } = view, known = eventsKey(view.summary.events);
+    const { view } = this, { words } = view, known = eventsKey(view.events);
     if (known === this.marked) return;
     this.marked = known;
     const rank = ({ level, kind }) => (level === "error" ? 0 : level === "warn" ? 1 : kind === "saved" ? 3 : 2);
-    const shown = [...view.summary.events].sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, 120).reverse();
+    const shown = [...view.events].sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, 120).reverse();
     this.markers.replaceChildren(...shown.map((event) => h("button", {
       type: "button", tabindex: "-1", title: `${stepWords(words, event.step)} · ${eventWords(words, event)}`,
       "aria-label": `${stepWords(words, event.step)}: ${eventWords(words, event)}`,
@@ -1339,6 +1396,8 @@ class View {
   constructor(model, el, invoke) {
     Object.assign(this, { model, el, invoke, summary: null, basis: null, explained: null, hovered: null });
     Object.assign(this, { opacity: 0.85, smooth: false, range: "unit", follow: true, playing: null, fadeFrom: 0 });
+    this.refits = []; // steps at which the basis, and with it the colours of all steps, changed
+    this.fitted = []; // steps that the basis was fitted on
     this.curves = { main: "", against: "" };
     this.chosen = {}; // the curves that the person chose; otherwise the best there are so far
     this.isRun = model.get("view") !== "patches";
@@ -1374,6 +1433,12 @@ class View {
     const caption = this.summary.probes.captions?.[image];
     if (!caption) return "";
     return typeof caption === "string" ? caption : caption[this.words === WORDS.zh ? "zh" : "en"] ?? caption.en ?? "";
+  }
+
+  /** What happened, in the order of steps: the run's events, and where the colours changed. */
+  get events() {
+    const refits = this.refits.map((step) => ({ step, level: "info", kind: REFIT, text: "" }));
+    return refits.length ? [...this.summary.events, ...refits].sort((a, b) => a.step - b.step) : this.summary.events;
   }
 
   // -- building
@@ -1565,7 +1630,12 @@ class View {
     const tensors = decodeTensors(bytes);
     if (!tensors.components) return;
     this.explained = info?.explained ?? null;
-    this.basis = Object.fromEntries(["mean", "components", "range"].map((name) => [name, toFloat32(tensors[name])]));
+    this.fitted = info?.steps ?? [];
+    this.refits = info?.refits ?? [];
+    const before = this.basis, basis = Object.fromEntries(["mean", "components", "range"].map((name) => [name, toFloat32(tensors[name])]));
+    if (before && sameNumbers(before, basis)) return; // the same object: colours that were computed stay
+    this.basis = basis;
+    if (before) this.stage.announce(this.words.refitted((this.fitted[this.fitted.length - 1] ?? this.step).toLocaleString("en-US")));
   }
 
   async loadStep(step) {
@@ -1876,6 +1946,7 @@ class View {
   }
 }
 
+const sameNumbers = (a, b) => Object.keys(a).every((key) => a[key].length === b[key].length && a[key].every((x, i) => x === b[key][i]));
 const samePatch = (a, b) => a === b || (a && b && a.image === b.image && a.row === b.row && a.col === b.col);
 
 // ---------------------------------------------------------------------------------------------------- 11 render

@@ -58,7 +58,10 @@ class PayloadSource(Protocol):
         ...
 
     def basis(self) -> tuple[dict[str, Any], bytes | None]:
-        """({"steps": fitted on, "explained": share of variance [3]}, bytes of `encode_basis`, or None if none yet)."""
+        """({"steps": fitted on, "explained": share of variance [3]}, bytes of `encode_basis`, or None if none yet).
+
+        A source whose basis changed while its run grew also tells the steps at which it did, as "refits".
+        """
         ...
 
 
