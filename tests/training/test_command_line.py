@@ -160,7 +160,7 @@ def test_print_config_shows_what_the_run_records(tmp_path: Path, capsys):
 
 
 def test_print_config_of_parts_that_do_not_fit_is_explained(capsys):
-    code, text = attempt(capsys, "pretrain", "cpu_demo", "--pretrain.koleo-group", "5", "--print-config")
+    code, text = attempt(capsys, "pretrain", "cpu_demo", "--objective.koleo-group", "5", "--print-config")
     assert code == 2
     assert "koleo_group is 5" in text
 
