@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.backbones import vision_transformer_from_architecture
+from workbench.backbones import network_from_architecture
 from workbench.features import Backbone, Features
 from workbench.run_files import is_locked
 from workbench.run_layout import (
@@ -155,7 +155,7 @@ class Run:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise ValueError(f"{self.path} has no weights of {role!r} at step {step}; steps: {_short(steps)}.")
-        network = vision_transformer_from_architecture(self.architecture(role))
+        network = network_from_architecture(self.architecture(role))
         path = self.path / BACKBONES_FOLDER / role / step_file(step)
         try:
             network.load_state_dict(_load_tensors(path), strict=True)

@@ -102,7 +102,7 @@ def test_a_timm_model_without_class_token_gets_the_mean_of_its_patches() -> None
         ("timm:", "unknown backbone spec 'timm:'"),
         (f"timm:{TINY}", f"nothing is downloaded(.|\n)*'timm:{TINY}:PATH.safetensors'(.|\n)*'timm:{TINY}:random'"),
         ("timm:vit_tiny_patch16_225:random", "no model 'vit_tiny_patch16_225'. Similar: vit_tiny_patch16_224"),
-        ("timm:resnet18:random", "'resnet18' is not a plain vision transformer"),
+        ("timm:resnet18:random", "'resnet18' is neither a plain vision transformer nor a ConvNeXt"),
         ("dinov3:vitx:weights.pth", "ARCH one of vits16, vits16plus, vitb16"),
         ("dinov3:vits16", "dinov3:ARCH:PATH"),
         ("run:", "run:PATH"),
