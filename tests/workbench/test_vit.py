@@ -117,7 +117,7 @@ def test_architecture_round_trip() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"class": "ResNet", "config": {}}, "class 'ResNet'; allowed: 'VisionTransformer'"),
+        ({"class": "ResNet", "config": {}}, "class 'ResNet'; allowed: 'VisionTransformer' or 'ConvNeXt'"),
         ({"class": "VisionTransformer"}, "config None"),
         ({"class": "VisionTransformer", "config": {"num_head": 3}}, "no field 'num_head'; nearest: num_heads"),
     ],

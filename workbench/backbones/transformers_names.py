@@ -109,7 +109,8 @@ def _vit_entries(config: ViTConfig) -> dict[str, Any]:
 def _vit_tensors(config: ViTConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     table = VIT_NAMES | FFN_NAMES[config.ffn]
     left_out = ("rope_embed.", "local_cls_norm.")
-    tensors = {"embeddings.register_tokens": state["cls_token"][:, :0]}  # present there even when there are none
+    none = state["cls_token"].new_empty(1, 0, config.embed_dim)
+    tensors = {"embeddings.register_tokens": none}  # present there even when there are none
     for name, tensor in state.items():
         if name.startswith(left_out) or name.endswith(".bias_mask"):
             continue
