@@ -58,11 +58,13 @@ def random_network(config: ViTConfig | ConvNeXtConfig) -> Network:
 
 
 def write_run(folder: Path, model: Network, **info) -> str:
-    """A run with `model` as its teacher at steps 4 and 9, evaluated at 4; the spec of step 9."""
+    """A run with `model` as its teacher at steps 4 and 9, evaluated at 4 and 11; the spec of step 9."""
     with RunWriter.create(folder, info=INFO | {"input": INPUT} | info, config={}) as writer:
         for step in (4, 9):
             writer.backbone("teacher", step, architecture_of(model), model.state_dict())
         writer.evaluation(4, 1.0, "teacher", {"dense/patch_knn": 0.125})
+        writer.evaluation(8, 2.0, "student", {"dense/patch_knn": 0.75})
+        writer.evaluation(11, 3.0, "teacher", {"dense/patch_knn": 0.5})
     return f"run:{folder}"
 
 
@@ -310,6 +312,22 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     def full(*arguments, **options):
         raise OSError("disk full")
+
+    rename = os.rename
+
+    def refuse(source, target) -> None:
+        """Fail where the finished folder would take the place of the old one."""
+        if Path(target).name in ("out", "new") and (Path(source) / "config.json").exists() and not moved:
+            moved.append(source)
+            raise OSError("no rename")
+        rename(source, target)
+
+    moved: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.export.os.rename", refuse)
+        with pytest.raises(OSError, match="no rename"):
+            export_backbone(spec, tmp_path / "out", library="timm", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
     monkeypatch.setattr("workbench.export.save_file", full)
     for folder in ("out", "new"):
