@@ -85,7 +85,7 @@ def _left_out(network: Network, library: Library) -> list[str]:
     if library == "transformers" and not config.layerscale:
         notes.append("The network has no LayerScale; it is written with gains of 1.")
     if library == "timm":
-        notes.append("Mask token and RoPE augmentation, used in training only, are left out: timm has no place.")
+        notes.append("Mask token and RoPE augmentation, for training only, are left out: timm does not hold them.")
     return notes
 
 
