@@ -8,7 +8,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := workbench training apps tests benchmarks demo.py
+SOURCES := workbench training apps tests benchmarks demo.py hubconf.py
 JOBS ?= 2
 RUN ?= runs/demo
 

@@ -1,4 +1,4 @@
-"""python -m workbench runs DIR: what runs are there, and how they do."""
+"""python -m workbench: `runs DIR` lists runs and how they do, `export SPEC FOLDER` hands their weights on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workbench.model_card import LIBRARIES, Library
 from workbench.runs import Run, scan_runs
 
 _STYLES = {"live": "green", "ended": "cyan", "stopped": "yellow", "crashed": "red", "silent": "magenta"}
@@ -19,16 +20,40 @@ _SCORES = {"patch k-NN": "dense/patch_knn", "mIoU": "dense/linear_miou", "k-NN":
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, or 2 after a mistake (told in one line on standard error)."""
-    parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs of the workbench.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs}")
-    runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
-    runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
-    choice = parser.parse_args(arguments)
+    choice = _parser().parse_args(arguments)
     try:
+        if choice.command == "export":
+            return export(choice.spec, choice.folder, choice.format, choice.overwrite)
         return show_runs(choice.folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,export}")
+    runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
+    runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
+    text = "Write a network as a folder that transformers or timm opens, with a model card."
+    exports = commands.add_parser("export", help="write weights for transformers or timm", description=text)
+    exports.add_argument("spec", metavar="SPEC", help="run:PATH[@step=N][:role], dinov3:ARCH:PATH or hf:FOLDER")
+    exports.add_argument("folder", metavar="FOLDER", help="where to; must be new or empty")
+    exports.add_argument("--format", choices=LIBRARIES, default=LIBRARIES[0], help="(default: transformers)")
+    exports.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    return parser
+
+
+def export(spec: str, folder: str, library: Library, overwrite: bool) -> int:
+    """Export the network of `spec`; print the folder, and a line for each thing that could not go with it."""
+    from workbench.export import export_backbone
+
+    written = export_backbone(spec, folder, library=library, overwrite=overwrite)
+    console = Console()
+    console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
+    for note in written.left_out:
+        console.print(_plain(f"note: {note}"))
+    return 0
 
 
 def show_runs(folder: str) -> int:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.backbones import vision_transformer_from_architecture
+from workbench.backbones import network_from_architecture
 from workbench.features import Backbone, Features
 from workbench.run_files import is_locked
 from workbench.run_layout import (
@@ -44,9 +44,11 @@ __all__ = [
     "Run",
     "RunListing",
     "RunNotFoundError",
+    "RunSpec",
     "RunWriter",
     "list_runs",
     "load_run_backbone",
+    "parse_run_spec",
     "scan_runs",
 ]
 
@@ -165,7 +167,7 @@ class Run:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise ValueError(f"{self.path} has no weights of {role!r} at step {step}; steps: {_short(steps)}.")
-        network = vision_transformer_from_architecture(self.architecture(role))
+        network = network_from_architecture(self.architecture(role))
         path = self.path / BACKBONES_FOLDER / role / step_file(step)
         try:
             network.load_state_dict(_load_tensors(path), strict=True)
@@ -248,8 +250,17 @@ def list_runs(folder: str | Path) -> list[Run]:
     return scan_runs(folder).runs
 
 
-def load_run_backbone(spec: str) -> Backbone:
-    """The backbone named by "run:PATH[@step=N][:role]"; the latest step and the teacher when not said.
+class RunSpec(NamedTuple):
+    """A backbone of a run, as "run:PATH[@step=N][:role]" names it."""
+
+    path: str
+    role: str = "teacher"
+    step: int | None = None
+    """None: the latest."""
+
+
+def parse_run_spec(spec: str) -> RunSpec:
+    """The parts of "run:PATH[@step=N][:role]"; the latest step and the teacher when not said.
 
     A path that itself ends in ":word" needs the role written out. Raises ValueError for anything else.
     """
@@ -257,7 +268,13 @@ def load_run_backbone(spec: str) -> Backbone:
     if match is None:
         raise ValueError(f"{spec!r} is not a run's backbone; write run:PATH[@step=N][:role].")
     step = match["step"]
-    return Run(match["path"]).backbone(match["role"] or "teacher", None if step is None else int(step))
+    return RunSpec(match["path"], match["role"] or "teacher", None if step is None else int(step))
+
+
+def load_run_backbone(spec: str) -> Backbone:
+    """The backbone named by "run:PATH[@step=N][:role]" (see `parse_run_spec`)."""
+    path, role, step = parse_run_spec(spec)
+    return Run(path).backbone(role, step)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from workbench.backbones import SyntheticBackbone, VisionTransformer, ViTConfig
 from workbench.backbones import load as standalone
-from workbench.backbones.external import TimmBackbone
+from workbench.backbones.external import TimmBackbone, TimmConvNeXt
 from workbench.features import Backbone
 from workbench.loading import load_backbone
 
@@ -83,6 +83,34 @@ def test_timm_models_at_random_and_from_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(features.attention.sum(-1), torch.ones(1, 3, 9))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "shape"),
+    [
+        ("convnext_tiny.dinov3_lvd1689m", TimmConvNeXt, (1, 1, 2, 768)),
+        ("vit_small_patch14_dinov2.lvd142m", TimmBackbone, (1, 2, 3, 384)),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", TimmBackbone, (1, 2, 3, 384)),
+    ],
+)
+@torch.no_grad()
+def test_dinov2_and_convnext_names_of_timm(name: str, kind: type, shape: tuple[int, ...], tmp_path: Path) -> None:
+    backbone = load_backbone(f"timm:{name}:random")
+    assert isinstance(backbone, kind)
+    images = torch.randn(1, 3, shape[1] * backbone.patch_size, shape[2] * backbone.patch_size)
+    features = backbone.features(images)
+    assert features.patches.shape == shape
+    assert features.registers.shape[1] == (4 if "reg4" in name else 0)
+    save_file(backbone.model.state_dict(), tmp_path / "w.safetensors")
+    again = load_backbone(f"timm:{name}:{tmp_path / 'w.safetensors'}").features(images)
+    assert torch.equal(again.patches, features.patches)
+    whole = backbone.model.forward_features(images)  # timm's own way, without intermediate layers
+    if kind is TimmBackbone:
+        torch.testing.assert_close(features.patches.flatten(1, 2), whole[:, -6:], atol=1e-5, rtol=0)
+    else:
+        torch.testing.assert_close(features.cls, backbone.model(images), atol=1e-5, rtol=0)
+        with pytest.raises(ValueError, match="no attention weights"):
+            backbone.features(images, attention=True)
+
+
 @torch.no_grad()
 def test_a_timm_model_without_class_token_gets_the_mean_of_its_patches() -> None:
     features = load_backbone("timm:vit_wee_patch16_reg1_gap_256:random").features(pictures())
@@ -102,7 +130,8 @@ def test_a_timm_model_without_class_token_gets_the_mean_of_its_patches() -> None
         ("timm:", "unknown backbone spec 'timm:'"),
         (f"timm:{TINY}", f"nothing is downloaded(.|\n)*'timm:{TINY}:PATH.safetensors'(.|\n)*'timm:{TINY}:random'"),
         ("timm:vit_tiny_patch16_225:random", "no model 'vit_tiny_patch16_225'. Similar: vit_tiny_patch16_224"),
-        ("timm:resnet18:random", "'resnet18' is not a plain vision transformer"),
+        ("timm:resnet18:random", "'resnet18' is neither a plain vision transformer nor a ConvNeXt"),
+        ("hf:", "unknown backbone spec 'hf:'"),
         ("dinov3:vitx:weights.pth", "ARCH one of vits16, vits16plus, vitb16"),
         ("dinov3:vits16", "dinov3:ARCH:PATH"),
         ("run:", "run:PATH"),
@@ -114,8 +143,18 @@ def test_wrong_specs_are_explained(spec: str, message: str) -> None:
 
 
 def test_wrong_files_are_explained(official: VisionTransformer, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no weights file at .*nowhere\.pth"):
-        load_backbone(f"dinov3:vits16:{tmp_path / 'nowhere.pth'}")
+    for spec, what in (
+        ("dinov3:vits16:nowhere.pth", r"no weights file at .*nowhere\.pth(.|\n)*ask for access at(.|\n)*hf download"),
+        (
+            "dinov3:convnext_tiny:nowhere.pth",
+            r"no weights file at .*nowhere\.pth(.|\n)*ask for access at(.|\n)*hf:FOLDER",
+        ),
+        (f"timm:{TINY}:nowhere.safetensors", r"no weights file(.|\n)*hf download timm/NAME(.|\n)*create_model"),
+        ("hf:nowhere", r"no config\.json in nowhere(.|\n)*hf download facebook/dinov2(.|\n)*workbench export run:PATH"),
+        ("hf:facebook/dinov3-vits16", r"no config\.json in facebook/dinov3-vits16; give a local folder"),
+    ):
+        with pytest.raises(FileNotFoundError, match=what):
+            load_backbone(spec)
     (tmp_path / "weights.bin").write_bytes(b"0")
     with pytest.raises(ValueError, match=r"ends in '\.bin'; weights are read from \.safetensors or \.pth"):
         load_backbone(f"dinov3:vits16:{tmp_path / 'weights.bin'}")

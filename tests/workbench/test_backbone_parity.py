@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
 from workbench.backbones import VisionTransformer, ViTConfig
 from workbench.backbones.external import TimmBackbone
+from workbench.backbones.timm_names import timm_tensors
+from workbench.backbones.transformers_names import transformers_config, transformers_tensors
 
 TOLERANCE = 1e-5  # float32, absolute, on features of unit scale
 
@@ -39,64 +43,14 @@ def flat_tokens(features) -> Tensor:
 
 # ---- transformers ----
 
-TO_TRANSFORMERS = {
-    "cls_token": "embeddings.cls_token",
-    "storage_tokens": "embeddings.register_tokens",
-    "mask_token": "embeddings.mask_token",
-    "patch_embed.proj.": "embeddings.patch_embeddings.",
-    "blocks.": "model.layer.",
-    ".attn.proj.": ".attention.o_proj.",
-    ".ls1.gamma": ".layer_scale1.lambda1",
-    ".ls2.gamma": ".layer_scale2.lambda1",
-    ".mlp.fc1.": ".mlp.up_proj.",
-    ".mlp.fc2.": ".mlp.down_proj.",
-    ".mlp.w1.": ".mlp.gate_proj.",
-    ".mlp.w2.": ".mlp.up_proj.",
-    ".mlp.w3.": ".mlp.down_proj.",
-}
-
-
-def transformers_state(model: VisionTransformer) -> dict[str, Tensor]:
-    state = {"embeddings.register_tokens": torch.empty(1, 0, model.embed_dim)}  # present there even when empty
-    for key, value in model.state_dict().items():
-        if key.endswith("bias_mask") or key.startswith("rope_embed"):
-            continue
-        if ".attn.qkv." in key:
-            for letter, third in zip("qkv", value.chunk(3), strict=True):
-                if letter == "k" and key.endswith("bias") and model.config.mask_k_bias:
-                    continue
-                state[renamed(key.replace(".attn.qkv.", f".attention.{letter}_proj."), TO_TRANSFORMERS)] = third
-            continue
-        state[renamed(key, TO_TRANSFORMERS)] = value[None] if key == "mask_token" else value
-    return state
-
-
-def renamed(key: str, table: dict[str, str]) -> str:
-    for ours, theirs in table.items():
-        key = key.replace(ours, theirs)
-    return key
-
 
 def transformers_twin(model: VisionTransformer):
+    """The network of transformers that the exported config describes, holding the exported tensors."""
     transformers = pytest.importorskip("transformers")
-    config = model.config
-    twin = transformers.DINOv3ViTModel(
-        transformers.DINOv3ViTConfig(
-            patch_size=config.patch_size,
-            hidden_size=config.embed_dim,
-            intermediate_size=config.ffn_hidden,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            hidden_act="gelu" if config.ffn == "mlp" else "silu",
-            use_gated_mlp=config.ffn == "swiglu",
-            num_register_tokens=config.num_registers,
-            query_bias=config.qkv_bias,
-            value_bias=config.qkv_bias,
-            key_bias=config.qkv_bias and not config.mask_k_bias,
-            layer_norm_eps=config.norm_eps,
-        )
-    ).eval()
-    twin.load_state_dict(transformers_state(model), strict=True)
+    entries = {name: value for name, value in transformers_config(model).items() if name != "model_type"}
+    twin = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**entries)).eval()
+    state = {re.sub(r"^layer\.", "model.layer.", name): tensor for name, tensor in transformers_tensors(model).items()}
+    twin.load_state_dict(state, strict=True)
     return twin
 
 
@@ -140,33 +94,10 @@ def test_attention_weights_equal_those_of_transformers() -> None:
 # ---- timm ----
 
 
-TO_TIMM = {
-    "storage_tokens": "reg_token",
-    "ls1.gamma": "gamma_1",
-    "ls2.gamma": "gamma_2",
-    "mlp.w1.": "mlp.fc1_g.",
-    "mlp.w2.": "mlp.fc1_x.",
-    "mlp.w3.": "mlp.fc2.",
-}
-
-
-def timm_state(model: VisionTransformer) -> dict[str, Tensor]:
-    """Our tensors under timm's names; `mask_token` and constant buffers have no place there."""
-    state = {}
-    for key, value in model.state_dict().items():
-        if key.endswith("bias_mask") or key in ("rope_embed.periods", "mask_token"):
-            continue
-        if key.endswith("qkv.bias"):
-            state[key.replace("qkv.bias", "q_bias")], _, state[key.replace("qkv.bias", "v_bias")] = value.chunk(3)
-            continue
-        state[renamed(key, TO_TIMM)] = value
-    return state
-
-
 def timm_twin(name: str, model: VisionTransformer) -> TimmBackbone:
     pytest.importorskip("timm")
     twin = TimmBackbone(name)
-    missing, unexpected = twin.model.load_state_dict(timm_state(model), strict=False)
+    missing, unexpected = twin.model.load_state_dict(timm_tensors(model), strict=False)
     assert not unexpected
     assert all(key.endswith("k_bias") for key in missing), missing  # a constant zero in timm
     return twin

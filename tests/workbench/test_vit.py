@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.backbones import VisionTransformer, ViTConfig, architecture_of, vision_transformer_from_architecture
+from workbench.backbones import VisionTransformer, ViTConfig, architecture_of, network_from_architecture
 from workbench.backbones.blocks import Group, add_to_rows
 from workbench.backbones.config import swiglu_hidden
 from workbench.backbones.packing import draw_subsets
@@ -112,7 +112,7 @@ def test_config_is_frozen_and_keyword_only() -> None:
 def test_architecture_round_trip() -> None:
     model = small(ffn="swiglu", rope_jitter=1.2)
     record = architecture_of(model)
-    again = vision_transformer_from_architecture(record)
+    again = network_from_architecture(record)
     assert again.config == model.config
     again.load_state_dict(model.state_dict(), strict=True)
 
@@ -120,14 +120,14 @@ def test_architecture_round_trip() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"class": "ResNet", "config": {}}, "class 'ResNet'; allowed: 'VisionTransformer'"),
+        ({"class": "ResNet", "config": {}}, "class 'ResNet'; allowed: 'VisionTransformer' or 'ConvNeXt'"),
         ({"class": "VisionTransformer"}, "config None"),
         ({"class": "VisionTransformer", "config": {"num_head": 3}}, "no field 'num_head'; nearest: num_heads"),
     ],
 )
 def test_a_wrong_architecture_record_is_explained(record: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        vision_transformer_from_architecture(record)
+        network_from_architecture(record)
 
 
 # ---- names and initialisation ----

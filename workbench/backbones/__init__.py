@@ -1,14 +1,19 @@
-"""Networks that turn images into `Features`: our `VisionTransformer`, adapters for others, and a weightless fake."""
+"""Networks that turn images into `Features`: our own, adapters for those of others, and a weightless fake."""
 
-from workbench.backbones.load import architecture_of, load_standalone, vision_transformer_from_architecture
+from workbench.backbones.architecture import Network, architecture_of, network_from_architecture
+from workbench.backbones.convnext import ConvNeXt, ConvNeXtConfig
+from workbench.backbones.load import load_standalone
 from workbench.backbones.synthetic import SyntheticBackbone
 from workbench.backbones.vit import VisionTransformer, ViTConfig
 
 __all__ = [
+    "ConvNeXt",
+    "ConvNeXtConfig",
+    "Network",
     "SyntheticBackbone",
     "ViTConfig",
     "VisionTransformer",
     "architecture_of",
     "load_standalone",
-    "vision_transformer_from_architecture",
+    "network_from_architecture",
 ]

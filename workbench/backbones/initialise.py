@@ -21,7 +21,7 @@ def fill(model: nn.Module, generator: torch.Generator, *, std: float | None = 0.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            _fill_linear(module, generator, std if std is not None else 0.8 / math.sqrt(module.in_features))
+            fill_linear(module, generator, std if std is not None else 0.8 / math.sqrt(module.in_features))
         elif isinstance(module, nn.Conv2d):
             bound = 1.0 / math.sqrt(module.weight[0].numel())
             for parameter in module.parameters(recurse=False):
@@ -45,7 +45,8 @@ def draw(parameter: Tensor, generator: torch.Generator, sample: Callable[[Tensor
     parameter.copy_(sample(torch.empty(parameter.shape, device=generator.device)))
 
 
-def _fill_linear(layer: nn.Linear, generator: torch.Generator, std: float) -> None:
+def fill_linear(layer: nn.Linear | nn.Conv2d, generator: torch.Generator, std: float) -> None:
+    """Weight normal(0, std) cut at +-2, bias 0."""
     draw(layer.weight, generator, lambda t: nn.init.trunc_normal_(t, std=std, generator=generator))
     if layer.bias is not None:
         layer.bias.zero_()

@@ -11,8 +11,11 @@ from workbench.backbones.blocks import Group, Kept
 from workbench.backbones.rope import Grid, Rotation
 
 
-def check_images(images: Tensor, masks: Tensor | None, patch_size: int) -> Grid:
-    """Patch grid (H, W) of images [B, 3, h, w]; ValueError when images or masks do not fit."""
+def check_images(images: Tensor, masks: Tensor | None, patch_size: int, *, unit: str = "patch size") -> Grid:
+    """Patch grid (H, W) of images [B, 3, h, w]; ValueError when images or masks do not fit.
+
+    `unit` is what the message calls `patch_size`.
+    """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected [batch, 3, height, width].")
     sides = images.shape[2:]
@@ -21,7 +24,7 @@ def check_images(images: Tensor, masks: Tensor | None, patch_size: int) -> Grid:
             below = side // patch_size * patch_size
             allowed = [size for size in (below, below + patch_size) if size > 0]
             raise ValueError(
-                f"image {name} is {side} pixels, not a multiple of the patch size {patch_size}; nearest allowed: "
+                f"image {name} is {side} pixels, not a multiple of the {unit} {patch_size}; nearest allowed: "
                 f"{' or '.join(map(str, allowed))}. Resize or crop the images first."
             )
     grid = (sides[0] // patch_size, sides[1] // patch_size)
@@ -33,10 +36,10 @@ def check_images(images: Tensor, masks: Tensor | None, patch_size: int) -> Grid:
     return grid
 
 
-def block_index(layer: int, depth: int) -> int:
+def block_index(layer: int, depth: int, *, unit: str = "blocks") -> int:
     """Index of a block from 0, for a `layer` that may count from the end; ValueError when there is no such block."""
     if not -depth <= layer < depth:
-        raise ValueError(f"layer is {layer}; this network has {depth} blocks, allowed: {-depth} to {depth - 1}.")
+        raise ValueError(f"layer is {layer}; this network has {depth} {unit}, allowed: {-depth} to {depth - 1}.")
     return layer % depth
 
 

@@ -1,0 +1,82 @@
+"""Where the network of a spec comes from: the facts a model card needs, read from the run or the folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.images import IMAGENET_MEAN, IMAGENET_STD
+from workbench.model_card import DINOV3_TERMS, RUN_TERMS, Origin
+from workbench.run_layout import parse_json
+from workbench.runs import Run, parse_run_spec
+
+ASSUMED = "It is not recorded what the input was normalised with; ImageNet's statistics are assumed."
+SATELLITE = "Weights trained on satellite images (SAT-493M) want mean 0.430 0.411 0.296, deviation 0.213 0.156 0.143."
+
+
+def origin_of(spec: str) -> tuple[Origin, str]:
+    """The origin of the network that `spec` names, and a title for it (foreign text)."""
+    kind, _, rest = spec.partition(":")
+    if kind == "run":
+        return _run_origin(spec)
+    if kind == "dinov3":
+        arch, _, path = rest.partition(":")
+        facts = {"weights": f"DINOv3 {arch}, official checkpoint", "file": Path(path).name}
+        return Origin(facts=facts, terms=DINOV3_TERMS, notes=[SATELLITE]), f"DINOv3 {arch}"
+    folder = Path(rest)
+    found = _statistics(_read(folder / "preprocessor_config.json"), "image_mean", "image_std")
+    facts = {"weights": "a folder in the layout of transformers", "folder": folder.name}
+    return Origin(facts=facts, **_input(found)), folder.name
+
+
+def _run_origin(spec: str) -> tuple[Origin, str]:
+    path, role, step = parse_run_spec(spec)
+    run = Run(path)
+    step = run.steps(role)[-1] if step is None else step
+    rows = [row for row in run.evaluations()[0] if row.get("backbone") == role and row["step"] <= step]
+    last = rows[-1] if rows else {}
+    parent = run.parent
+    facts = {
+        "run": run.name,
+        "backbone": role,
+        "step": step,
+        "phase": run.info.get("phase"),
+        "recipe": run.info.get("recipe"),
+        "seed": run.info.get("seed"),
+        "parent": f"{parent.get('run')}, step {parent.get('step')}" if parent else "none: trained from scratch",
+        "created": run.info.get("created"),
+        "code version": run.info.get("code_version"),
+    }
+    facts = {name: value for name, value in facts.items() if value is not None}
+    scores = {name: value for name, value in last.items() if name not in ("step", "seconds", "backbone")}
+    about = run.info.get("input")
+    found = _statistics(about if isinstance(about, Mapping) else {}, "mean", "std")
+    origin = Origin(facts=facts, scores=scores, scores_step=last.get("step"), terms=RUN_TERMS, **_input(found))
+    return origin, f"{run.name}, {role} at step {step}"
+
+
+def _input(found: tuple[list[float], list[float]] | None) -> dict[str, Any]:
+    if found is None:
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "notes": [ASSUMED]}
+    return {"mean": found[0], "std": found[1]}
+
+
+def _statistics(values: Mapping[str, Any], mean: str, std: str) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of three channels, or None where they are absent or no such numbers."""
+    pair = (values.get(mean), values.get(std))
+    for numbers in pair:
+        if not isinstance(numbers, list) or len(numbers) != 3:
+            return None
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            return None
+    return pair  # pyright: ignore[reportReturnType]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
