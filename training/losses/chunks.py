@@ -9,7 +9,7 @@ import torch
 CACHED = {"cpu": 2**18, "cuda": 2**25}
 """Entries for elementwise work: a CPU core's second-level cache holds them, a GPU has enough to do."""
 
-MULTIPLIED = {"cpu": 2**24, "cuda": 2**26}
+MULTIPLIED = {"cpu": 2**23, "cuda": 2**26}
 """Entries of a matrix product that is made, used and thrown away: large enough to multiply at full speed."""
 
 

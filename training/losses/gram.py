@@ -72,16 +72,15 @@ class _BetweenPatches(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, normalize: bool) -> Tensor:
         xs, difference, total, length = _compared(student, teacher, normalize)
         M = torch.bmm(difference, total.mT)
-        R = (M + M.mT).mul_(0.5)
-        ctx.save_for_backward(R, xs, length)
-        return R.square().mean()
+        doubled = M + M.mT  # 2 R
+        ctx.save_for_backward(doubled, xs, length)
+        return doubled.square().mean() / 4
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        R, xs, length = ctx.saved_tensors
-        slope = torch.bmm(R, xs).mul_(grad * (4.0 / R.numel()))
-        return _through_length(slope, xs, length), None, None
+        doubled, xs, length = ctx.saved_tensors
+        return _through_length(torch.bmm(doubled, xs), xs, length, grad * (2 / doubled.numel())), None, None
 
 
 class _BetweenChannels(torch.autograd.Function):
@@ -108,15 +107,15 @@ class _BetweenChannels(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         xs, difference, total, by_difference, by_total, length = ctx.saved_tensors
         slope = torch.bmm(difference, by_difference).baddbmm_(total, by_total)
-        return _through_length(slope.mul_(grad / ctx.entries), xs, length), None, None
+        return _through_length(slope, xs, length, grad / ctx.entries), None, None
 
 
-def _through_length(slope: Tensor, unit: Tensor, length: Tensor | None) -> Tensor:
-    """Derivative by x from the one by the unit vector x / |x|: only what is orthogonal to x counts. In place."""
+def _through_length(slope: Tensor, unit: Tensor, length: Tensor | None, factor: Tensor) -> Tensor:
+    """`factor` times the derivative by x, from the one by x / |x|: only what is orthogonal to x counts. In place."""
     if length is None:
-        return slope
+        return slope.mul_(factor)
     radial = (slope * unit).sum(-1, keepdim=True)
-    return slope.addcmul_(unit, radial, value=-1).div_(length)
+    return slope.addcmul_(unit, radial, value=-1).mul_(factor / length)
 
 
 def _compared(student: Tensor, teacher: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -137,5 +136,5 @@ def _unit_vectors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     u = a / length_a
     total = torch.addcdiv(u, b, length_b)
     difference, both = a - b, length_a + length_b
-    gap = (difference * (a + b)).sum(-1, keepdim=True) / both
+    gap = (a + b).mul_(difference).sum(-1, keepdim=True) / both
     return u, difference.mul_(2 / both).addcmul_(total, gap / both, value=-1), total, length_a
