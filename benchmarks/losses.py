@@ -232,7 +232,9 @@ def main(
         steps = gram_steps(2, N, D)
         report_times(interleaved(steps, seconds / 6))
         report_differences(steps)
-    print(f"Heads, Sinkhorn and cross-entropy, {tokens} tokens x {prototypes} prototypes; goals 1.4 x and, held, 0.40 x")
+    print(
+        f"Heads, Sinkhorn and cross-entropy, {tokens} tokens x {prototypes} prototypes; goals 1.4 x and, held, 0.40 x"
+    )
     steps = head_steps(heads(tokens, prototypes))
     report_times(interleaved(steps, seconds / 2))
     report_differences(steps)
