@@ -42,9 +42,14 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=train_lengths)
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
 
+    @property
+    def weight(self) -> Tensor:
+        """The rows, [K, D]."""
+        return self.weight_g * F.normalize(self.weight_v, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., K]."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return F.linear(x, self.weight)
 
 
 class ProjectionHead(nn.Module):
@@ -88,6 +93,10 @@ class ProjectionHead(nn.Module):
         """Unit vectors before the prototypes: [..., in_dim] to [..., bottleneck]."""
         x = self.mlp(x)
         return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+
+    def prototypes(self) -> Tensor:
+        """The matrix [K, bottleneck] that unit vectors are multiplied with; gradients flow into the weights."""
+        return self.last_layer.weight  # pyright: ignore[reportReturnType]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, not divided by any temperature: [..., in_dim] to [..., K]."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses import clip_loss, cross_entropy, dino_loss, gram_loss, ibot_loss, koleo_loss
+from training.losses import chunks, clip_loss, dino_loss, gram_loss, ibot_loss, koleo_loss
 from workbench.analysis.gram import gram_matrix
 
 # ---- the formulas, one number at a time
@@ -145,7 +145,7 @@ def test_cutting_rows_into_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatc
     student, teacher = normal(2, 7, 5).requires_grad_(), assignments(2, 7, 5)
     whole = dino_loss(student, teacher)
     (gradient,) = torch.autograd.grad(whole, student)
-    monkeypatch.setitem(cross_entropy._CHUNK_ELEMENTS, "cpu", 15)
+    monkeypatch.setitem(chunks.CACHED, "cpu", 15)
     cut = dino_loss(student, teacher)
     torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(torch.autograd.grad(cut, student)[0], gradient)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from training.losses.centering import softmax_center, update_center
 from training.losses.contrastive import clip_loss
+from training.losses.cross_entropy import PrototypeLogits
 from training.losses.dino import dino_loss
 from training.losses.gram import gram_loss
 from training.losses.ibot import ibot_loss
@@ -14,6 +15,7 @@ from training.losses.koleo import koleo_loss
 from training.losses.sinkhorn import sinkhorn_knopp
 
 __all__ = [
+    "PrototypeLogits",
     "clip_loss",
     "dino_loss",
     "gram_loss",

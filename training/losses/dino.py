@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.losses.cross_entropy import soft_cross_entropy
+from training.losses.cross_entropy import Logits, soft_cross_entropy
 
 
 def dino_loss(
-    student_logits: Tensor,
+    student_logits: Logits,
     teacher_probs: Tensor,
     *,
     student_temperature: float = 0.1,
@@ -17,9 +17,10 @@ def dino_loss(
 ) -> Tensor:
     """Mean over crop pairs and images of -sum_k p_t[k] log softmax(student / temperature)[k].
 
-    `student_logits` [S, B, K]: S crops of B images over K prototypes, any float dtype. `teacher_probs` [T, B, K]:
-    rows sum to 1, no gradient flows into them. With `ignore_diagonal`, student crop i is not compared with teacher
-    crop i (global crops: both saw the same pixels), and the mean runs over the S*T - min(S, T) pairs left.
+    `student_logits` [S, B, K]: S crops of B images over K prototypes, any float dtype, or `PrototypeLogits` of that
+    shape. `teacher_probs` [T, B, K]: rows sum to 1, no gradient flows into them. With `ignore_diagonal`, student crop
+    i is not compared with teacher crop i (global crops: both saw the same pixels), and the mean runs over the
+    S*T - min(S, T) pairs left.
     Returns a scalar, at least float32. Source: DINO eq. 2-3; DINOv2 and DINOv3 split it into a global and a local term.
 
     Raises ValueError when shapes disagree or no pair is left.
@@ -39,7 +40,7 @@ def dino_loss(
         )
     targets = _targets(teacher_probs, S, ignore_diagonal)
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    weights = student_logits.new_full((B,), 1.0 / (B * pairs), dtype=dtype)
+    weights = teacher_probs.new_full((B,), 1.0 / (B * pairs), dtype=dtype)
     return soft_cross_entropy(student_logits, targets, weights, student_temperature)
 
 

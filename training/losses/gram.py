@@ -13,6 +13,10 @@ from workbench.analysis.gram import gram_matrix
 
 Negatives = Literal["keep", "clamp", "clamp_teacher"]
 
+_PATCHES_PER_CHANNEL = 2.5
+"""Above this N / D the form with [D, D] products is taken: 10 N D^2 multiplications against 4 N^2 D, forward and
+backward. On one CPU thread the two cost the same near 2 (docs/log.md)."""
+
 
 def gram_loss(
     student: Tensor,
@@ -25,9 +29,10 @@ def gram_loss(
     """Mean squared difference over all entries of the Gram matrices X X^T of student and teacher patch tokens.
 
     `student`, `teacher` [B, N, D] at the same N grid positions (resize the teacher's map before); no gradient flows
-    into the teacher. `normalize` compares cosines. `per_image=False` takes one [B*N, B*N] matrix over the whole
+    into the teacher. `normalize` compares cosines. `per_image=False` compares one [B*N, B*N] matrix over the whole
     batch. `negatives`: "clamp" sets negative similarities of both to 0; "clamp_teacher" those of the teacher, and
-    the student's where both are negative. Computed in at least float32; returns a scalar.
+    the student's where both are negative. Computed in at least float32; returns a scalar. With "keep", nothing of
+    size N^2 is made once N (or B*N) is above 2.5 D.
     Source: DINOv3 eq. 2, as a mean over entries like the released code, where the paper writes a sum.
 
     Raises ValueError when shapes differ or `negatives` is unknown.
@@ -45,7 +50,8 @@ def gram_loss(
         xs, xt = xs.flatten(0, 1)[None], xt.flatten(0, 1)[None]
     with torch.autocast(xs.device.type, enabled=False):
         if negatives == "keep":
-            return _DifferenceSum.apply(xs, xt, normalize)  # pyright: ignore[reportReturnType]
+            form = _BetweenChannels if xs.shape[1] > _PATCHES_PER_CHANNEL * xs.shape[2] else _BetweenPatches
+            return form.apply(xs, xt, normalize)  # pyright: ignore[reportReturnType]
         return _clamped(gram_matrix(xs, normalize=normalize), gram_matrix(xt, normalize=normalize), negatives)
 
 
@@ -55,8 +61,8 @@ def _clamped(gs: Tensor, gt: Tensor, negatives: Negatives) -> Tensor:
     return F.mse_loss(gs.masked_fill(unwanted, 0.0), gt.clamp(min=0.0))
 
 
-class _DifferenceSum(torch.autograd.Function):
-    """mean((Xs Xs^T - Xt Xt^T)^2) from one product: with D = Xs - Xt and S = Xs + Xt it is mean(R^2),
+class _BetweenPatches(torch.autograd.Function):
+    """mean((Xs Xs^T - Xt Xt^T)^2) from one [N, N] product: with D = Xs - Xt and S = Xs + Xt it is mean(R^2),
     R = (D S^T + S D^T) / 2, and its derivative by Xs is 4 R Xs / (B N^2).
 
     Subtracting two Gram matrices would cancel nearly all digits when the student is close to its teacher.
@@ -64,24 +70,59 @@ class _DifferenceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, normalize: bool) -> Tensor:
-        if normalize:
-            xs, difference, total, length = _unit_vectors(student, teacher)
-        else:
-            xs, difference, total, length = student, student - teacher, student + teacher, None
+        xs, difference, total, length = _compared(student, teacher, normalize)
         M = torch.bmm(difference, total.mT)
-        R = (M + M.mT).mul_(0.5)
-        ctx.save_for_backward(R, xs, length)
-        return R.square().mean()
+        doubled = M + M.mT  # 2 R
+        ctx.save_for_backward(doubled, xs, length)
+        return doubled.square().mean() / 4
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        R, xs, length = ctx.saved_tensors
-        slope = torch.bmm(R, xs).mul_(grad * (4.0 / R.numel()))
-        if length is not None:  # through x / |x|: only what is orthogonal to x counts
-            radial = (slope * xs).sum(-1, keepdim=True)
-            slope.addcmul_(xs, radial, value=-1).div_(length)
-        return slope, None, None
+        doubled, xs, length = ctx.saved_tensors
+        return _through_length(torch.bmm(doubled, xs), xs, length, grad * (2 / doubled.numel())), None, None
+
+
+class _BetweenChannels(torch.autograd.Function):
+    """The same number from three [D, D] products, for more patches than channels; nothing of size N^2 is made.
+
+    With D, S and R as above, A = D^T D, B = S^T S and C = S^T D: sum(R^2) = (<A, B> + tr(C C)) / 2 and
+    R Xs = (D (B + C) + S (A + C^T)) / 4. A and C hold the difference as a factor, so both vanish with it digit by
+    digit; the identity |Gs|^2 - 2 <Gs, Gt> + |Gt|^2 would cancel. What does cancel here is a *rotation* of the
+    channels: tr(C C) is then -<A, B>, and the loss is rounding of about 1e-7 of mean(|D|^2 |S|^2), cut off at 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, normalize: bool) -> Tensor:
+        xs, difference, total, length = _compared(student, teacher, normalize)
+        A, B = torch.bmm(difference.mT, difference), torch.bmm(total.mT, total)
+        C = torch.bmm(total.mT, difference)
+        ctx.entries = xs.shape[0] * xs.shape[1] ** 2
+        squares = ((A * B).sum() + (C * C.mT).sum()).clamp_(min=0.0)
+        ctx.save_for_backward(xs, difference, total, B.add_(C), A.add_(C.mT), length)
+        return squares / (2 * ctx.entries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        xs, difference, total, by_difference, by_total, length = ctx.saved_tensors
+        slope = torch.bmm(difference, by_difference).baddbmm_(total, by_total)
+        return _through_length(slope, xs, length, grad / ctx.entries), None, None
+
+
+def _through_length(slope: Tensor, unit: Tensor, length: Tensor | None, factor: Tensor) -> Tensor:
+    """`factor` times the derivative by x, from the one by x / |x|: only what is orthogonal to x counts. In place."""
+    if length is None:
+        return slope.mul_(factor)
+    radial = (slope * unit).sum(-1, keepdim=True)
+    return slope.addcmul_(unit, radial, value=-1).mul_(factor / length)
+
+
+def _compared(student: Tensor, teacher: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(xs, xs - xt, xs + xt, student lengths) of the tokens that enter the Gram matrices; no lengths as they are."""
+    if normalize:
+        return _unit_vectors(student, teacher)
+    return student, student - teacher, student + teacher, None
 
 
 def _unit_vectors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,5 +136,5 @@ def _unit_vectors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     u = a / length_a
     total = torch.addcdiv(u, b, length_b)
     difference, both = a - b, length_a + length_b
-    gap = (difference * (a + b)).sum(-1, keepdim=True) / both
+    gap = (a + b).mul_(difference).sum(-1, keepdim=True) / both
     return u, difference.mul_(2 / both).addcmul_(total, gap / both, value=-1), total, length_a

@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.losses.cross_entropy import soft_cross_entropy
+from training.losses.cross_entropy import Logits, one_group, soft_cross_entropy
 
 
 def ibot_loss(
-    student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temperature: float = 0.1
+    student_logits: Logits, teacher_probs: Tensor, masks: Tensor, *, student_temperature: float = 0.1
 ) -> Tensor:
     """-(1/I) sum over masked patches p of w_p sum_k p_t[k] log softmax(student / temperature)[k].
 
     w_p is 1 / (number of masked patches in p's crop), and I counts all crops, the unmasked ones too, so with half of
     the crops masked the loss is half the mean over masked crops (iBOT eq. 2 with DINOv2's weights).
-    `student_logits`, `teacher_probs` [M, K]: the masked patches only, crop after crop, each in row-major order, as
-    `patches[masks]` gives them. `masks` [I, P] (or [I, H, W]) bool, M = masks.sum(). Keep `masks` on the CPU when
-    the logits are on a GPU: counting them there makes the host wait. M == 0 gives 0 with a gradient of zeros.
+    `student_logits` (a tensor or `PrototypeLogits`) and `teacher_probs` [M, K]: the masked patches only, crop after
+    crop, each in row-major order, as `patches[masks]` gives them. `masks` [I, P] (or [I, H, W]) bool, M = masks.sum().
+    Keep `masks` on the CPU when the logits are on a GPU: counting them there makes the host wait. M == 0 gives 0 with
+    a gradient of zeros.
     Returns a scalar, at least float32.
 
     Raises ValueError when shapes disagree, the masks are not bool, or there is no crop.
@@ -36,5 +37,5 @@ def ibot_loss(
         )
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     per_patch = 1.0 / (counts.to(dtype) * masks.shape[0])
-    weights = torch.repeat_interleave(per_patch, counts, output_size=M).to(student_logits.device, non_blocking=True)
-    return soft_cross_entropy(student_logits[None], teacher_probs[None], weights, student_temperature)
+    weights = torch.repeat_interleave(per_patch, counts, output_size=M).to(teacher_probs.device, non_blocking=True)
+    return soft_cross_entropy(one_group(student_logits), teacher_probs[None], weights, student_temperature)

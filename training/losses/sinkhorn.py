@@ -6,17 +6,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.losses.chunks import CACHED, row_slices
+from training.losses.cross_entropy import Logits, PrototypeLogits
+
 _LOWEST = -70.0
 """Exponents below this are raised to it: beside the 1 in their row they count for nothing, and denormals are slow."""
 
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    logits: Tensor, temperature: float, *, iterations: int = 3, group: dist.ProcessGroup | None = None
+    logits: Logits, temperature: float, *, iterations: int = 3, group: dist.ProcessGroup | None = None
 ) -> Tensor:
     """Alternately give every prototype, then every sample, the same mass, starting from exp(logits / temperature).
 
-    `logits` [N, K]: N samples of this process over K prototypes. Returns probabilities [N, K], at least float32; the
+    `logits` [N, K]: N samples of this process over K prototypes; `PrototypeLogits` are multiplied out once and become
+    the result in place. Returns probabilities [N, K], at least float32; the
     last step normalises samples, so each row sums to 1. Never part of a graph. With `group` the prototype sums run
     over all its processes, whose N may differ or be 0 (K numbers are exchanged once as a maximum and once per
     iteration); the row of a sample is then what one process holding all samples would compute.
@@ -34,26 +38,40 @@ def sinkhorn_knopp(
             f"sinkhorn_knopp got logits {list(logits.shape)}, temperature {temperature}, iterations {iterations}; "
             "expected [N, K] with K >= 1, a temperature above 0 (the papers use 0.04 to 0.07) and iterations >= 1."
         )
-    with torch.autocast(logits.device.type, enabled=False):
-        E, a = _kernel(logits, temperature, group)
-        b = a
-        for _ in range(iterations):
-            mass = torch.mv(E.t(), a)
+    owned = isinstance(logits, PrototypeLogits)
+    values = logits.multiplied() if isinstance(logits, PrototypeLogits) else logits
+    with torch.autocast(values.device.type, enabled=False):
+        E, mass = _kernel(values, temperature, group, overwrite=owned)
+        for iteration in range(iterations):
             if group is not None:
                 dist.all_reduce(mass, group=group)
-            b = mass.reciprocal_()
-            a = torch.mv(E, b).reciprocal_()
-        return E.mul_(b).mul_(a[:, None])
+            b, mass = mass.reciprocal_(), torch.zeros_like(mass)
+            for part in row_slices(E.shape[0], E.shape[1], E.device, CACHED):
+                rows, factors = E[part], torch.mv(E[part], b).reciprocal_()
+                if iteration == iterations - 1:
+                    rows.mul_(b).mul_(factors[:, None])
+                else:
+                    mass.addmv_(rows.t(), factors)
+        return E
 
 
-def _kernel(logits: Tensor, temperature: float, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """E [N, K] with a 1 in each row and column, and the first row factors a [N] that make a * E * (...) exact."""
+def _kernel(
+    logits: Tensor, temperature: float, group: dist.ProcessGroup | None, *, overwrite: bool
+) -> tuple[Tensor, Tensor]:
+    """E [N, K] with a 1 in each row and column, and E^T a [K] with the row factors a that make a * E * (...) exact.
+
+    With `overwrite`, E takes the place of the logits.
+    """
     N, K = logits.shape
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    empty = torch.full((K,), -torch.inf, dtype=dtype, device=logits.device)
-    highest = logits.amax(0).to(dtype) if N else empty
+    highest = logits.new_full((K,), -torch.inf, dtype=dtype) if not N else logits.amax(0).to(dtype)
     if group is not None:
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
-    E = (logits - highest).mul_(1 / temperature)
-    offset = E.amax(1)
-    return E.sub_(offset[:, None]).clamp_(min=_LOWEST).exp_(), offset.clamp(min=_LOWEST).exp()
+    E = logits if overwrite and logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+    mass = torch.zeros_like(highest)
+    for part in row_slices(N, K, logits.device, CACHED):
+        rows = torch.sub(logits[part], highest, out=E[part]).mul_(1 / temperature)
+        offset = rows.amax(1)
+        rows.sub_(offset[:, None]).clamp_(min=_LOWEST).exp_()
+        mass.addmv_(rows.t(), offset.clamp_(min=_LOWEST).exp_())
+    return E, mass

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from training.data.batch import Batch
 from training.ema import copy_weights, update_teacher
 from training.heads import HeadConfig, ProjectionHead
-from training.losses import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center, update_center
+from training.losses import (
+    PrototypeLogits,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+    softmax_center,
+    update_center,
+)
 from training.phases.phase import StepLosses
 from training.schedules import Schedule, constant, to_steps
 from workbench.backbones import VisionTransformer, ViTConfig
@@ -150,9 +158,9 @@ class Pretrain:
         targets, patch_targets = self._targets(batch, temperature, masked)
         global_features, local_features = self._student(batch, masked)
         crops = global_features.cls.shape[0] // images
-        logits = self.student.dino_head(torch.cat([global_features.cls, local_features.cls]))
-        dino = self._dino(logits.unflatten(0, (-1, images)), targets.unflatten(0, (crops, images)))
-        koleo = sum((self._koleo(cls) for cls in global_features.cls.chunk(crops)), logits.new_zeros(()))
+        cls = torch.cat([global_features.cls, local_features.cls])
+        dino = self._dino(cls.unflatten(0, (-1, images)), targets.unflatten(0, (crops, images)))
+        koleo = sum((self._koleo(cls) for cls in global_features.cls.chunk(crops)), dino.new_zeros(()))
         total = config.dino_weight * dino + config.koleo_weight * koleo
         record = {"loss/dino": dino, "loss/koleo": koleo, **_assignment_statistics(targets)}
         if masked is not None and patch_targets is not None:
@@ -173,34 +181,36 @@ class Pretrain:
     def _targets(self, batch: Batch, temperature: float, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Teacher probabilities: class tokens [G*B, K] and, when iBOT is on, masked patches [M, K]."""
         features = self.teacher.backbone(batch.globals_)
-        cls = self._assign(self.teacher.dino_head(features.cls), temperature, "dino")
+        cls = self._assign(self.teacher.dino_head, features.cls, temperature, "dino")
         if masked is None:
             return cls, None
-        logits = self.teacher.ibot_head(features.patches[masked])
-        return cls, self._assign(logits, temperature, "ibot")
+        return cls, self._assign(self.teacher.ibot_head, features.patches[masked], temperature, "ibot")
 
-    def _assign(self, logits: Tensor, temperature: float, center: str) -> Tensor:
+    def _assign(self, head: ProjectionHead, tokens: Tensor, temperature: float, center: str) -> Tensor:
         if self.config.centering == "sinkhorn":
-            return sinkhorn_knopp(logits, temperature)
+            return sinkhorn_knopp(PrototypeLogits(head.embed(tokens), head.prototypes()), temperature)
+        logits = head(tokens)
         probabilities = softmax_center(logits, self.centers[center], temperature)
         updated = update_center(self.centers[center].clone(), logits)
         if torch.isfinite(updated).all():  # taken over in after_step: a skipped step must not move the centre
             self._next_centers[center] = updated
         return probabilities
 
-    def _dino(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _dino(self, cls: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over (student crop, teacher crop) pairs, same-crop pairs left out (DINO Alg. 1).
 
-        logits [S, B, K] with the T global crops first, targets [T, B, K]. One global crop meets local crops only.
+        cls [S, B, D] with the T global crops first, targets [T, B, K]. One global crop meets local crops only.
         """
         crops, temperature = targets.shape[0], self.config.student_temperature
+        x, prototypes = self.student.dino_head.embed(cls), self.student.dino_head.prototypes()
         if crops == 1:
-            return dino_loss(logits[1:], targets, student_temperature=temperature)
-        among = dino_loss(logits[:crops], targets, student_temperature=temperature, ignore_diagonal=True)
-        if logits.shape[0] == crops:
+            return dino_loss(PrototypeLogits(x[1:], prototypes), targets, student_temperature=temperature)
+        logits = PrototypeLogits(x[:crops], prototypes)
+        among = dino_loss(logits, targets, student_temperature=temperature, ignore_diagonal=True)
+        if cls.shape[0] == crops:
             return among
-        across = dino_loss(logits[crops:], targets, student_temperature=temperature)
-        pairs_among, pairs_across = crops * (crops - 1), (logits.shape[0] - crops) * crops
+        across = dino_loss(PrototypeLogits(x[crops:], prototypes), targets, student_temperature=temperature)
+        pairs_among, pairs_across = crops * (crops - 1), (cls.shape[0] - crops) * crops
         return (pairs_among * among + pairs_across * across) / (pairs_among + pairs_across)
 
     def _koleo(self, cls: Tensor) -> Tensor:
@@ -211,7 +221,8 @@ class Pretrain:
 
     def _ibot(self, patches: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
         """iBOT Eq. 2 on masked patches; patches [G*B, H, W, D], masks [G*B, H, W], targets [M, K]."""
-        logits = self.student.ibot_head(patches[masks])
+        head = self.student.ibot_head
+        logits = PrototypeLogits(head.embed(patches[masks]), head.prototypes())
         return ibot_loss(logits, targets, masks.flatten(1), student_temperature=self.config.student_temperature)
 
     def _ibot_ramp(self, step: int) -> float:
