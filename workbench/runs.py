@@ -54,6 +54,8 @@ SILENCE = 120.0
 """Seconds without a record after which a run whose writer cannot be asked counts as silent."""
 
 _SPEC = re.compile(r"run:(?P<path>.+?)(?:@step=(?P<step>\d{1,18}))?(?::(?P<role>" + ROLE.pattern + r"))?", re.DOTALL)
+MAIN_ROLE = "teacher"
+"""The backbone looked at in a run whose run.json names none."""
 _STATES = {"started": None, "resumed": None, "finished": "ended", "stopped": "stopped", "diverged": "crashed"}
 """What the last event of these kinds says about a run that no writer holds."""
 
@@ -119,9 +121,21 @@ class Run:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(name for name in names if ROLE.fullmatch(name) and steps_in(folder / name))
 
-    def steps(self, role: str = "teacher") -> list[int]:
-        """Steps at which weights of `role` were saved, rising."""
-        return steps_in(self.path / BACKBONES_FOLDER / check_role(role))
+    @property
+    def main_role(self) -> str:
+        """The backbone that is evaluated and whose features of the probes are stored, as run.json names it.
+
+        Where it names none: the teacher, or the first by name of a run that has weights but no teacher.
+        """
+        named = self.info.get("backbone")
+        if isinstance(named, str) and ROLE.fullmatch(named):
+            return named
+        roles = self.roles()
+        return MAIN_ROLE if MAIN_ROLE in roles or not roles else roles[0]
+
+    def steps(self, role: str | None = None) -> list[int]:
+        """Steps at which weights of `role` (None: the main one) were saved, rising."""
+        return steps_in(self.path / BACKBONES_FOLDER / check_role(role or self.main_role))
 
     def probe_steps(self) -> list[int]:
         """Steps at which probe features were saved, rising."""
@@ -143,12 +157,13 @@ class Run:
         """The fixed probe images with masks, captions and class names where known."""
         return read_probes(self.path / PROBES_FOLDER / PROBE_IMAGES_FOLDER)
 
-    def architecture(self, role: str = "teacher") -> dict[str, Any]:
-        """{"class": name, "config": {...}} of the backbone `role`."""
-        return read_object(self.path / BACKBONES_FOLDER / check_role(role) / ARCHITECTURE_FILE)
+    def architecture(self, role: str | None = None) -> dict[str, Any]:
+        """{"class": name, "config": {...}} of the backbone `role` (None: the main one)."""
+        return read_object(self.path / BACKBONES_FOLDER / check_role(role or self.main_role) / ARCHITECTURE_FILE)
 
-    def backbone(self, role: str = "teacher", step: int | None = None) -> Backbone:
-        """The backbone `role` at `step` (None: the latest), on the CPU, in evaluation mode."""
+    def backbone(self, role: str | None = None, step: int | None = None) -> Backbone:
+        """The backbone `role` (None: the main one) at `step` (None: the latest), on the CPU, in evaluation mode."""
+        role = role or self.main_role
         steps = self.steps(role)
         if not steps:
             raise ValueError(f"{self.path} has no weights of {role!r}; it has {', '.join(self.roles()) or 'none yet'}.")
@@ -239,7 +254,7 @@ def list_runs(folder: str | Path) -> list[Run]:
 
 
 def load_run_backbone(spec: str) -> Backbone:
-    """The backbone named by "run:PATH[@step=N][:role]"; the latest step and the teacher when not said.
+    """The backbone named by "run:PATH[@step=N][:role]"; the latest step of the main role when not said.
 
     A path that itself ends in ":word" needs the role written out. Raises ValueError for anything else.
     """
@@ -247,7 +262,7 @@ def load_run_backbone(spec: str) -> Backbone:
     if match is None:
         raise ValueError(f"{spec!r} is not a run's backbone; write run:PATH[@step=N][:role].")
     step = match["step"]
-    return Run(match["path"]).backbone(match["role"] or "teacher", None if step is None else int(step))
+    return Run(match["path"]).backbone(match["role"], None if step is None else int(step))
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
