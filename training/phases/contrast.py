@@ -243,7 +243,6 @@ def _spread(unit: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def _relative_distance(one: nn.Module, other: nn.Module) -> float:
     """L2 distance of two networks' parameters over the norm of the second one's."""
-    ours, theirs = list(one.parameters()), list(other.parameters())
-    apart = torch._foreach_norm(torch._foreach_sub(ours, theirs))  # pyright: ignore[reportPrivateImportUsage]
-    whole = torch._foreach_norm(theirs)  # pyright: ignore[reportPrivateImportUsage]
-    return float(torch.stack(list(apart)).norm() / torch.stack(list(whole)).norm())
+    ours, theirs = [list[Tensor](network.parameters()) for network in (one, other)]
+    apart = torch._foreach_sub(ours, theirs)  # pyright: ignore[reportPrivateImportUsage]
+    return float(nn.utils.get_total_norm(apart) / nn.utils.get_total_norm(theirs))
