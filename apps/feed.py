@@ -180,6 +180,7 @@ class RunFeed:
             "phase": str(info.get("phase") or ""),
             "status": self.status,
             "version": self.version,
+            "backbone": self.run.main_role,
             "parent": self.run.parent,
             "step": max(self._last_step, 0),
             "steps": planned if isinstance(planned, int) else None,
