@@ -135,7 +135,7 @@ class Run:
 
     def steps(self, role: str | None = None) -> list[int]:
         """Steps at which weights of `role` (None: the main one) were saved, rising."""
-        return steps_in(self.path / BACKBONES_FOLDER / check_role(role or self.main_role))
+        return steps_in(self._backbone_folder(role))
 
     def probe_steps(self) -> list[int]:
         """Steps at which probe features were saved, rising."""
@@ -159,11 +159,11 @@ class Run:
 
     def architecture(self, role: str | None = None) -> dict[str, Any]:
         """{"class": name, "config": {...}} of the backbone `role` (None: the main one)."""
-        return read_object(self.path / BACKBONES_FOLDER / check_role(role or self.main_role) / ARCHITECTURE_FILE)
+        return read_object(self._backbone_folder(role) / ARCHITECTURE_FILE)
 
     def backbone(self, role: str | None = None, step: int | None = None) -> Backbone:
         """The backbone `role` (None: the main one) at `step` (None: the latest), on the CPU, in evaluation mode."""
-        role = role or self.main_role
+        role = self.main_role if role is None else role
         steps = self.steps(role)
         if not steps:
             raise ValueError(f"{self.path} has no weights of {role!r}; it has {', '.join(self.roles()) or 'none yet'}.")
@@ -171,7 +171,7 @@ class Run:
         if step not in steps:
             raise ValueError(f"{self.path} has no weights of {role!r} at step {step}; steps: {_short(steps)}.")
         network = vision_transformer_from_architecture(self.architecture(role))
-        path = self.path / BACKBONES_FOLDER / role / step_file(step)
+        path = self._backbone_folder(role) / step_file(step)
         try:
             network.load_state_dict(_load_tensors(path), strict=True)
         except RuntimeError as error:
@@ -211,6 +211,9 @@ class Run:
             self._skipped[name].clear()
         self._skipped[name].update(tail.skipped)
         return tail.rows, tail.next_byte
+
+    def _backbone_folder(self, role: str | None) -> Path:
+        return self.path / BACKBONES_FOLDER / check_role(self.main_role if role is None else role)
 
     def _probe_path(self, step: int) -> Path:
         path = self.path / PROBES_FOLDER / step_file(step)
