@@ -33,7 +33,7 @@ def _compared(recipe: str, objective: Objectives, **changes) -> TrainConfig:
         "augment": laptop_crops(),
         "batch": BatchConfig(batch_size=32, workers=1),
         "optim": laptop_optim(),
-        "loop": LoopConfig(steps=600, log_every=20, probe_every=100, evaluate_every=300, save_every=100, threads=1),
+        "loop": LoopConfig(steps=600, log_every=20, probe_every=100, evaluate_every=100, save_every=100, threads=1),
     }
     return TrainConfig(recipe=recipe, objective=objective, **(parts | changes))
 
