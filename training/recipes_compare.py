@@ -1,7 +1,7 @@
 """Six objectives on one base: the recipe's name decides the objective, and all else is the same for all of them.
 
-Same scenes (those of `cpu_real`), ViT of 0.5 M parameters, seeds, 600 steps of 32 images, optimizer and EMA momentum;
-results in docs/objectives.md. The contrastive ones see the two global crops, which is what they compare; the DINO ones
+Same scenes (those of `cpu_real`), ViT of 0.5 M parameters, seeds, 600 steps of 32 images and optimizer; results in
+docs/objectives.md. The contrastive ones see the two global crops, which is what they compare; the DINO ones
 see four local crops more. Below them DINO and DINOv2 at the size and with the figures of their papers.
 """
 
@@ -56,12 +56,18 @@ def cpu_dinov1() -> TrainConfig:
     """DINO: centering and sharpening, no patch loss.
 
     arXiv 2104.14294. Softmax with a moving centre, prototypes of length 1 (weight-normed) that are frozen at first, no
-    iBOT, no KoLeo. Expected: about 5 CPU-minutes on one thread; scores in docs/objectives.md.
+    iBOT, no KoLeo. The teacher follows slowly from the start: with the ramp of the others it helps all images into a few
+    prototypes before the centre can follow (docs/log.md). Expected: about 4 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_dinov1 --data.library PATH --run runs/dinov1
     """
     head = HeadConfig(hidden=256, bottleneck=64, prototypes=128, weight_norm=True, norm_last_layer=True)
     objective = laptop_pretrain(
-        dino_head=head, ibot_head=head, centering="softmax", koleo_weight=0.0, teacher_temperature=constant(0.04)
+        dino_head=head,
+        ibot_head=head,
+        centering="softmax",
+        koleo_weight=0.0,
+        teacher_temperature=constant(0.04),
+        momentum=constant(0.99),
     )
     return _compared("cpu_dinov1", objective, optim=laptop_optim(freeze_last_layer_steps=0.05))
 
@@ -71,7 +77,7 @@ def cpu_dinov2() -> TrainConfig:
 
     arXiv 2304.07193. Prototype lengths are trained; masks are blocks of a random size in each bin. iBOT at 0.3, ramped,
     where the paper has 1 from the start: an untrained patch head smooths a narrow network (docs/log.md).
-    Expected: about 6 CPU-minutes on one thread; scores in docs/objectives.md.
+    Expected: about 4 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_dinov2 --data.library PATH --run runs/dinov2
     """
     head = HeadConfig(hidden=256, bottleneck=64, prototypes=128, weight_norm=True, norm_last_layer=False)
@@ -85,7 +91,7 @@ def cpu_dinov3() -> TrainConfig:
     """DINOv3's first stage: as DINOv2, with plain prototypes and masks of an exact size.
 
     arXiv 2508.10104. As `cpu_real` with a patch loss; iBOT at 0.3, ramped (see `cpu_dinov2`). No Gram anchoring, which
-    belongs to the second stage. Expected: about 6 CPU-minutes on one thread; scores in docs/objectives.md.
+    belongs to the second stage. Expected: about 4 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_dinov3 --data.library PATH --run runs/dinov3
     """
     return _compared("cpu_dinov3", laptop_pretrain(ibot_weight=0.3, ibot_warmup_steps=0.25), masks=MaskConfig())
@@ -96,7 +102,7 @@ def cpu_simclr() -> TrainConfig:
 
     arXiv 2002.05709. 62 negatives a view, where the paper has thousands. The trained encoder is evaluated, as
     `student`.
-    Expected: about 4 CPU-minutes on one thread; scores in docs/objectives.md.
+    Expected: about 3 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_simclr --data.library PATH --run runs/simclr
     """
     return _contrast("cpu_simclr", method="simclr")
@@ -107,7 +113,7 @@ def cpu_mocov2() -> TrainConfig:
 
     arXiv 1911.05722, 2003.04297. 1,024 keys, 32 batches back (the paper: 65,536); an MLP without BatchNorm, so that
     there is nothing to shuffle. The trained encoder is evaluated, as `student`; the momentum encoder is published as
-    `teacher`. Expected: about 3 CPU-minutes on one thread; scores in docs/objectives.md.
+    `teacher`. Expected: about 2 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_mocov2 --data.library PATH --run runs/mocov2
     """
     head = EmbeddingHeadConfig(hidden=256, out=64)
@@ -119,7 +125,7 @@ def cpu_mocov3() -> TrainConfig:
 
     arXiv 2104.02057. The patch projection is trained: `--objective.freeze-patch-embed` is the paper's cure for spikes
     of the gradient. The trained encoder is evaluated, as `student`; the momentum encoder is published as
-    `teacher`. Expected: about 5 CPU-minutes on one thread; scores in docs/objectives.md.
+    `teacher`. Expected: about 3 CPU-minutes on one thread; scores in docs/objectives.md.
     Command: python -m training pretrain cpu_mocov3 --data.library PATH --run runs/mocov3
     """
     head = EmbeddingHeadConfig(hidden=256, out=64, layers=3, batch_norm=True)

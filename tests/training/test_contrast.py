@@ -136,6 +136,7 @@ def test_the_feed_shows_each_methods_own_statistics_under_plain_names(finished) 
     assert not foreign & shown
     assert not [name for name in shown if name.startswith("student/")]
     assert feed.steps == [0, 6]
+    assert feed.about()["backbone"] == "student"
     last = Run(path).metrics()[0][-1]
     assert 0 <= last["contrast/accuracy"] <= 1
     assert all(-1 <= last[f"contrast/{kind}_cosine"] <= 1 for kind in ("positive", "negative"))
