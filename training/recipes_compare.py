@@ -56,8 +56,9 @@ def cpu_dinov1() -> TrainConfig:
     """DINO: centering and sharpening, no patch loss.
 
     arXiv 2104.14294. Softmax with a moving centre, prototypes of length 1 (weight-normed) that are frozen at first, no
-    iBOT, no KoLeo. The teacher follows slowly from the start: with the ramp of the others it helps all images into a few
-    prototypes before the centre can follow (docs/log.md). Expected: about 4 CPU-minutes on one thread; scores in docs/objectives.md.
+    iBOT, no KoLeo. The teacher follows slowly from the start: with the ramp of the others it helps all images into a
+    few prototypes before the centre can follow (docs/log.md). Expected: about 4 CPU-minutes on one thread; scores in
+    docs/objectives.md.
     Command: python -m training pretrain cpu_dinov1 --data.library PATH --run runs/dinov1
     """
     head = HeadConfig(hidden=256, bottleneck=64, prototypes=128, weight_norm=True, norm_last_layer=True)
