@@ -20,8 +20,6 @@ from workbench.runs import Run
 POLL_SECONDS = 0.4
 """At most one look at the files per this many seconds, however many viewers a run has."""
 NOT_METRICS = frozenset({"step", "seconds", "backbone"})
-MAIN_BACKBONE = "teacher"
-"""Evaluations of this backbone keep their plain names; those of others are prefixed with the backbone's name."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,10 @@ class RunFeed:
         for row in metrics:
             self._add(row, prefix="")
         self._last_step = metrics[-1]["step"] if metrics else self._last_step
+        main = self.run.main_role  # its evaluations keep their plain names, those of others get the backbone's
         for row in evaluations:
-            backbone = str(row.get("backbone", MAIN_BACKBONE))
-            self._add(row, prefix="" if backbone == MAIN_BACKBONE else f"{backbone}/")
+            backbone = str(row.get("backbone", main))
+            self._add(row, prefix="" if backbone == main else f"{backbone}/")
         self.events.extend(_event(row) for row in events)
         return True
 
@@ -181,6 +180,7 @@ class RunFeed:
             "phase": str(info.get("phase") or ""),
             "status": self.status,
             "version": self.version,
+            "backbone": self.run.main_role,
             "parent": self.run.parent,
             "step": max(self._last_step, 0),
             "steps": planned if isinstance(planned, int) else None,

@@ -10,42 +10,24 @@ from __future__ import annotations
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 import tyro
-from torch import Tensor
+from finished_runs import DOCS, INK, SHOWN, cell, check, class_pictures, draw_rows, fresh_suite, plan_of, score
 
-from training.data.sources import ScenesConfig
-from training.evaluation.plan import EvaluationConfig, EvaluationPlan, Split
+from training.evaluation.plan import EvaluationPlan, Split
 from training.evaluation.raw_pixels import RawPixels
-from training.evaluation.suite import Suite, SuiteConfig
 from workbench.analysis.pca import color_range, fit_pca, project, to_rgb
-from workbench.features import Backbone
 from workbench.runs import Run
-from workbench.scenes import SceneConfig
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-SHOWN = {
-    "dense/linear_miou": "linear-probe mIoU",
-    "dense/patch_knn": "patch k-NN",
-    "global/knn": "global k-NN",
-}
 COMMANDS = """\
 for seed in 0 1 2; do
     python -m training pretrain cpu_real --data.library PACK --seed $seed --run runs/real-$seed
 done
 python benchmarks/cpu_real.py runs/real-0 runs/real-1 runs/real-2
 """
-FRESH = 1000
-"""Offset of the tables' scenes from those a run is evaluated on, by which variants of the recipe were compared."""
-TEST_SCENES = 400
-"""More than a run looks at, for smaller errors."""
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-INK, ACCENT, GREY = "#0f172a", "#0d9488", "#94a3b8"
+ACCENT, GREY = "#0d9488", "#94a3b8"
 
 
 def main(runs: tuple[Path, ...], /, docs: Path = DOCS) -> None:
@@ -62,51 +44,15 @@ def main(runs: tuple[Path, ...], /, docs: Path = DOCS) -> None:
     print((docs / "cpu-real.md").read_text(encoding="utf-8"))
 
 
-def check(runs: list[Run]) -> None:
-    """Refuse what would make the table wrong: nothing, unfinished runs, other settings, one seed twice."""
-    if not runs:
-        raise SystemExit("name the finished runs of cpu_real, one a seed")
-    settings = [{key: value for key, value in run.config.items() if key not in ("seed", "batch")} for run in runs]
-    if any(tree != settings[0] for tree in settings):
-        raise SystemExit("the runs differ in more than their seed")
-    if unfinished := [run.name for run in runs if run.steps()[-1] != run.info["steps"]]:
-        raise SystemExit(f"not finished: {', '.join(unfinished)}")
-    if len({run.info["seed"] for run in runs}) < len(runs):
-        raise SystemExit("two of the runs have the same seed")
-
-
-def plan_of(run: Run) -> EvaluationPlan:
-    """The evaluation scenes of the run, drawn again from its config.json."""
-    tree = run.config
-    data, evaluation = dict(tree["data"]), dict(tree["evaluation"])
-    scenes = ScenesConfig(**data | {"scene": scene_config(data["scene"])})
-    config = EvaluationConfig(
-        suite=SuiteConfig(**evaluation["suite"] | {"test_scenes": TEST_SCENES}),
-        scene=scene_config(evaluation["scene"]),
-        probes=evaluation["probes"],
-        probe_size=tuple(evaluation["probe_size"]),
-    )
-    return EvaluationPlan(config, scenes, patch_size=tree["objective"]["backbone"]["patch_size"])
-
-
-def scene_config(tree: dict[str, Any]) -> SceneConfig:
-    return SceneConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()})
-
-
 def measure(runs: list[Run], plan: EvaluationPlan, split: Split) -> dict[str, list[dict[str, float]]]:
     """Scores by backbone; one entry a seed (raw pixels have no seed: one entry)."""
-    normalisation = runs[0].info["input"]
-    suite = plan.suite(tuple(normalisation["mean"]), tuple(normalisation["std"]), split, offset=FRESH)
+    suite = fresh_suite(runs[0], plan, split)
     last = runs[0].steps()[-1]
     return {
         f"EMA teacher, step {last}": [score(suite, run.backbone(step=last)) for run in runs],
         "same network, step 0 (random)": [score(suite, run.backbone(step=0)) for run in runs],
         "raw pixels": [score(suite, RawPixels(plan.patch_size))],
     }
-
-
-def score(suite: Suite, backbone: Backbone) -> dict[str, float]:
-    return dict(suite(backbone))
 
 
 def report(runs: list[Run], plan: EvaluationPlan, scores: dict[str, dict[str, list[dict[str, float]]]]) -> str:
@@ -150,12 +96,6 @@ def report(runs: list[Run], plan: EvaluationPlan, scores: dict[str, dict[str, li
     return "\n".join(lines)
 
 
-def cell(rows: list[dict[str, float]], key: str) -> str:
-    values = [row[key] for row in rows]
-    spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
-
-
 def verdict(known: dict[str, list[dict[str, float]]]) -> list[str]:
     """One line a dense score: the margin over the better baseline, and the spread over seeds."""
     (_, trained), (_, random), (_, raw) = known.items()
@@ -194,24 +134,8 @@ def draw_maps(run: Run, path: Path) -> None:
     tokens = torch.cat([before.flatten(0, 2), after.flatten(0, 2)])
     basis = fit_pca(tokens)
     limits = color_range(project(basis, tokens))
-    masks = run.probe_images().masks
-    assert masks is not None
-    palette = torch.tensor(plt.get_cmap("tab20").colors)[:, :3]
-    classes = torch.where(masks[..., None] > 0, palette[masks % 20], torch.tensor([0.93, 0.94, 0.96]))
-    rows = [classes, *(to_rgb(project(basis, patches), limits) for patches in (before, after))]
-    figure, axes = plt.subplots(3, len(masks), figsize=(1.35 * len(masks), 4.3), layout="constrained")
-    for line, (images, name) in enumerate(zip(rows, ("classes", "step 0", f"step {steps[-1]}"), strict=True)):
-        draw_row(axes[line], images, name)
-    figure.savefig(path, dpi=130)
-
-
-def draw_row(axes: Any, images: Tensor, name: str) -> None:
-    for axis, image in zip(axes, images, strict=True):
-        axis.imshow(image.numpy(), interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    axes[0].set_ylabel(name, color=INK)
+    maps = [to_rgb(project(basis, patches), limits) for patches in (before, after)]
+    draw_rows({"classes": class_pictures(run), "step 0": maps[0], f"step {steps[-1]}": maps[1]}, path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tyro
 from training.config import TrainConfig, as_tree
 from training.recipes import RECIPES, Recipe
 
-PHASES = {"pretrain": "self-distillation from scratch: DINO, iBOT, KoLeo"}
+PHASES = {"pretrain": "from scratch, by self-distillation (DINO, iBOT, KoLeo) or contrast (SimCLR, MoCo)"}
 MISTAKE = 2
 INTERRUPTED = 130
 

@@ -11,8 +11,12 @@ from training.data.masking import MaskConfig
 from training.data.sources import FolderConfig, ImageSource, ScenesConfig
 from training.evaluation.plan import EvaluationConfig
 from training.optim import OptimConfig
+from training.phases.contrast import ContrastConfig
 from training.phases.pretrain import PretrainConfig
 from training.trainer import LoopConfig
+
+Objectives = PretrainConfig | ContrastConfig
+"""What `TrainConfig.objective` may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
-    objective: PretrainConfig = field(default_factory=PretrainConfig)
+    objective: Objectives = field(default_factory=PretrainConfig)
     """Networks and losses; its class decides the phase."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -44,6 +48,12 @@ class TrainConfig:
         crops = self.augment.global_crops + self.augment.local_crops
         if crops < 2:
             raise ValueError(f"augment has {crops} crop of each image, with none to compare it to; add local_crops.")
+        views = (self.augment.global_crops, self.augment.local_crops)
+        if isinstance(self.objective, ContrastConfig) and views != (2, 0):
+            raise ValueError(
+                f"augment has {views[0]} global and {views[1]} local crops; {self.objective.method} compares 2 global "
+                "crops of each image: set --augment.global-crops 2 --augment.local-crops 0."
+            )
         return replace(
             self,
             batch=replace(self.batch, seed=self.seed),

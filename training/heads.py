@@ -1,4 +1,4 @@
-"""Projection heads: tokens to logits over prototypes, one head for the DINO loss and one for iBOT."""
+"""Heads: tokens to logits over prototypes (DINO, iBOT), or to the vectors that contrast compares (SimCLR, MoCo)."""
 
 from __future__ import annotations
 
@@ -101,3 +101,60 @@ class ProjectionHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, not divided by any temperature: [..., in_dim] to [..., K]."""
         return self.last_layer(self.embed(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingHeadConfig:
+    """Sizes of an MLP with ReLU between its layers. The defaults are MoCo v2's projection head."""
+
+    hidden: int = 2048
+    """Width of the inner layers."""
+    out: int = 128
+    """Width of the vectors that are compared."""
+    layers: int = 2
+    """Linear layers."""
+    batch_norm: bool = False
+    """BatchNorm after every layer, the last one without scale and shift, and no biases (MoCo v3)."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "out", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EmbeddingHeadConfig.{name} is {getattr(self, name)}; give at least 1.")
+
+
+class EmbeddingHead(nn.Module):
+    """MLP of a contrastive objective. Keys: mlp.linear{i}.{weight,bias}, mlp.norm{i}.{weight,bias}.
+
+    BatchNorm always uses the statistics of the batch at hand and keeps none: heads are never evaluated, and a step
+    that is skipped leaves nothing behind. Weights are uninitialised until `init_weights` is called.
+    Source: SimCLR section 2.1; MoCo v2 section 2; MoCo v3 section 3.
+    """
+
+    def __init__(self, in_dim: int, config: EmbeddingHeadConfig) -> None:
+        super().__init__()
+        widths = [in_dim, *[config.hidden] * (config.layers - 1), config.out]
+        self.mlp = nn.Sequential()
+        for i, (a, b) in enumerate(pairwise(widths)):
+            last = i == config.layers - 1
+            self.mlp.add_module(f"linear{i}", nn.utils.skip_init(nn.Linear, a, b, bias=not config.batch_norm))
+            if config.batch_norm:
+                self.mlp.add_module(f"norm{i}", nn.BatchNorm1d(b, affine=not last, track_running_stats=False))
+            if not last:
+                self.mlp.add_module(f"relu{i}", nn.ReLU())
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, *, std: float | None = 0.02) -> None:
+        """Truncated normal weights (cut at +-2 absolute), zero biases; BatchNorm starts at scale 1, shift 0.
+
+        `std=None` takes sqrt(2 / fan in) for each layer, which keeps the signal's size through ReLU (He et al. 2015).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                scale = math.sqrt(2 / module.weight.shape[1]) if std is None else std
+                nn.init.trunc_normal_(module.weight, std=scale, a=-2.0, b=2.0, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_dim] to [B, out], not normalised. With BatchNorm, B >= 2 (torch raises ValueError below)."""
+        return self.mlp(x)

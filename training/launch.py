@@ -67,7 +67,8 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
             return EXIT_STOPPED
         if fresh:
             _empty(folder)
-        writer, resume = _open(config, folder, plan, len(parts["stream"].source))
+        role = next(iter(parts["phase"].backbones()))
+        writer, resume = _open(config, folder, plan, len(parts["stream"].source), role)
         with writer:
             trainer = Trainer(
                 **parts,
@@ -152,10 +153,13 @@ def _ended_badly(trainer: Trainer, progress: ProgressLine, kind: str, text: str,
     return code
 
 
-def _open(config: TrainConfig, folder: Path, plan: EvaluationPlan, images: int) -> tuple[RunWriter, Path | None]:
-    """The writer, and the checkpoint to resume from (None at the very start)."""
+def _open(
+    config: TrainConfig, folder: Path, plan: EvaluationPlan, images: int, role: str
+) -> tuple[RunWriter, Path | None]:
+    """The writer, and the checkpoint to resume from (None at the very start). `role` is the backbone looked at."""
     if not (folder / RUN_FILE).exists():
-        return RunWriter.create(folder, info=_run_information(config), config=as_tree(config)), None
+        info = _run_information(config) | {"backbone": role}
+        return RunWriter.create(folder, info=info, config=as_tree(config)), None
     resume = folder / RESUME_FOLDER
     newest, rejected = checkpoint.newest_checkpoint(resume)
     if rejected and newest is None:

@@ -18,7 +18,18 @@ from training.evaluation.suite import SuiteConfig
 from training.heads import HeadConfig
 from training.optim import OptimConfig
 from training.phases.pretrain import PretrainConfig
-from training.schedules import Schedule, constant
+from training.recipes_compare import (
+    cpu_dinov1,
+    cpu_dinov2,
+    cpu_dinov3,
+    cpu_mocov2,
+    cpu_mocov3,
+    cpu_simclr,
+    vitl16_dinov2,
+    vits16_dinov1,
+)
+from training.recipes_laptop import cutout_scenes, laptop_crops, laptop_optim, laptop_pretrain
+from training.schedules import Schedule
 from training.trainer import LoopConfig
 from workbench.backbones import ViTConfig
 from workbench.scenes import SceneConfig
@@ -32,50 +43,6 @@ class Recipe:
     phase: str
     summary: str
     build: Callable[[], TrainConfig]
-
-
-def _laptop_crops(**changes) -> AugmentConfig:
-    """Crops for scenes of 112 pixels on a CPU: as small as 8-pixel patches allow, with DINO's colour jitter."""
-    crops = {
-        "global_size": 48,
-        "local_size": 24,
-        "local_crops": 4,
-        "global_scale": (0.4, 1.0),
-        "local_scale": (0.1, 0.4),
-        "blur_global2": 0.1,
-        "blur_local": 0.1,
-        "solarize": 0.0,
-    }
-    return AugmentConfig(**(crops | changes))
-
-
-def _laptop_pretrain(prototypes: int = 128, **changes) -> PretrainConfig:
-    """DINO and KoLeo on a narrow ViT. No iBOT: it costs time and brought nothing by step 500 (docs/log.md)."""
-    head = HeadConfig(hidden=256, bottleneck=64, prototypes=prototypes)
-    parts = {
-        "backbone": ViTConfig.vit_nano(),
-        "dino_head": head,
-        "ibot_head": head,
-        "initialisation": "fan-in",
-        "ibot_weight": 0.0,
-        "koleo_weight": 0.1,
-        "teacher_temperature": constant(0.03),
-        "momentum": Schedule(start=0.9, peak=0.99, warmup_steps=0.05),
-    }
-    return PretrainConfig(**(parts | changes))
-
-
-def _laptop_optim(**changes) -> OptimConfig:
-    parts = {
-        "lr": Schedule(peak=4e-3, end=2e-4, warmup_steps=0.03, shape="cosine"),
-        "weight_decay": constant(0.4),
-        "lr_scaling": "none",
-        "betas": (0.9, 0.99),
-        "layer_decay": 1.0,
-        "patch_embed_lr_multiplier": 1.0,
-        "freeze_last_layer_steps": 0,
-    }
-    return OptimConfig(**(parts | changes))
 
 
 def cpu_demo() -> TrainConfig:
@@ -93,10 +60,10 @@ def cpu_demo() -> TrainConfig:
     return TrainConfig(
         recipe="cpu_demo",
         data=ScenesConfig(count=2048, scene=replace(calm, objects=(1, 2))),
-        augment=_laptop_crops(brightness=0.2, contrast=0.2, hue=0.05, grayscale=0.0),
+        augment=laptop_crops(brightness=0.2, contrast=0.2, hue=0.05, grayscale=0.0),
         batch=BatchConfig(batch_size=32, workers=1),
-        objective=_laptop_pretrain(),
-        optim=_laptop_optim(),
+        objective=laptop_pretrain(),
+        optim=laptop_optim(),
         loop=LoopConfig(steps=800, log_every=5, probe_every=10, evaluate_every=20, save_every=100, threads=1),
         evaluation=EvaluationConfig.quick(scene=calm),
     )
@@ -111,13 +78,11 @@ def cpu_real() -> TrainConfig:
     """
     return TrainConfig(
         recipe="cpu_real",
-        data=ScenesConfig(
-            library="data", classes=14, per_class=3, backgrounds=15, count=4000, scene=SceneConfig(objects=(1, 2))
-        ),
-        augment=_laptop_crops(),
+        data=cutout_scenes(),
+        augment=laptop_crops(),
         batch=BatchConfig(batch_size=32, workers=1),
-        objective=_laptop_pretrain(),
-        optim=_laptop_optim(),
+        objective=laptop_pretrain(),
+        optim=laptop_optim(),
         loop=LoopConfig(steps=2000, log_every=20, probe_every=100, evaluate_every=500, save_every=200, threads=1),
     )
 
@@ -189,6 +154,14 @@ RECIPES: dict[str, Recipe] = {
         Recipe("cpu_demo", "pretrain", "built-in scenes, 5 minutes on 2 cores", cpu_demo),
         Recipe("cpu_real", "pretrain", "a pack of real cut-outs, under 30 minutes on 2 cores", cpu_real),
         Recipe("cpu_folder", "pretrain", "any folder of images, under 30 minutes on 2 cores", cpu_folder),
+        Recipe("cpu_dinov1", "pretrain", "compare: centering, frozen-length prototypes", cpu_dinov1),
+        Recipe("cpu_dinov2", "pretrain", "compare: Sinkhorn, iBOT, KoLeo, weight-normed heads", cpu_dinov2),
+        Recipe("cpu_dinov3", "pretrain", "compare: Sinkhorn, iBOT, KoLeo, plain heads", cpu_dinov3),
+        Recipe("cpu_simclr", "pretrain", "compare: the views of a batch against each other", cpu_simclr),
+        Recipe("cpu_mocov2", "pretrain", "compare: a query against a queue of keys", cpu_mocov2),
+        Recipe("cpu_mocov3", "pretrain", "compare: queries against the keys of the batch", cpu_mocov3),
+        Recipe("vits16_dinov1", "pretrain", "DINO's ViT-S/16 figures, for a folder of ImageNet", vits16_dinov1),
+        Recipe("vitl16_dinov2", "pretrain", "DINOv2's ViT-L figures, for a folder of images", vitl16_dinov2),
         Recipe("vitl16_im1k", "pretrain", "the official ViT-L/16 figures, for a folder of ImageNet", vitl16_im1k),
     )
 }

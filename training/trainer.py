@@ -43,7 +43,7 @@ class LoopConfig:
     steps: int = 1000
     log_every: int = 10
     probe_every: int = 50
-    """Dense features of the probe images and the teacher's weights are written every so many steps."""
+    """Dense features of the probe images and the published weights are written every so many steps."""
     evaluate_every: int = 100
     save_every: int = 100
     threads: int = 0
@@ -252,7 +252,8 @@ class Trainer:
 
     def _publish(self) -> None:
         with torch.no_grad():
-            self.writer.probe_features(self.step, self.backbone.features(self.probes.to(self.device)))
+            features = self.backbone.features(self.probes.to(self.device))
+        self.writer.probe_features(self.step, features, backbone=self.role)
         for role, backbone in self.phase.backbones().items():
             self.writer.backbone(role, self.step, architecture_of(backbone), backbone.state_dict())
 

@@ -113,8 +113,8 @@ def _last_step(run: Run) -> int | str:
 
 
 def _scores(run: Run) -> list[str]:
-    """The teacher's newest scores, in per cent."""
-    rows = [row for row in run.evaluations()[0] if row.get("backbone") == "teacher"]
+    """The newest scores of the backbone that is looked at, in per cent."""
+    rows = [row for row in run.evaluations()[0] if row.get("backbone") == run.main_role]
     newest = rows[-1] if rows else {}
     return [_percent(newest.get(name)) for name in _SCORES.values()]
 

@@ -9,7 +9,7 @@ from workbench.backbones.load import SPEC_FORMS, describe_forms, load_standalone
 from workbench.features import Backbone
 from workbench.runs import load_run_backbone
 
-RUN_FORM = {"run:PATH[@step=N][:role]": "a network of a run directory (default: teacher, last step)"}
+RUN_FORM = {"run:PATH[@step=N][:role]": "a network of a run directory (default: the one it evaluates, last step)"}
 
 
 def load_backbone(spec: str, *, device: torch.device | str = "cpu") -> Backbone:

@@ -56,6 +56,8 @@ SILENCE = 120.0
 """Seconds without a record after which a run whose writer cannot be asked counts as silent."""
 
 _SPEC = re.compile(r"run:(?P<path>.+?)(?:@step=(?P<step>\d{1,18}))?(?::(?P<role>" + ROLE.pattern + r"))?", re.DOTALL)
+MAIN_ROLE = "teacher"
+"""The backbone looked at in a run whose run.json names none."""
 _STATES = {"started": None, "resumed": None, "finished": "ended", "stopped": "stopped", "diverged": "crashed"}
 """What the last event of these kinds says about a run that no writer holds."""
 
@@ -126,9 +128,21 @@ class Run:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(name for name in names if ROLE.fullmatch(name) and steps_in(folder / name))
 
-    def steps(self, role: str = "teacher") -> list[int]:
-        """Steps at which weights of `role` were saved, rising."""
-        return steps_in(self.path / BACKBONES_FOLDER / check_role(role))
+    @property
+    def main_role(self) -> str:
+        """The backbone that is evaluated and whose features of the probes are stored, as run.json names it.
+
+        Where it names none: the teacher, or the first by name of a run that has weights but no teacher.
+        """
+        named = self.info.get("backbone")
+        if isinstance(named, str) and ROLE.fullmatch(named):
+            return named
+        roles = self.roles()
+        return MAIN_ROLE if MAIN_ROLE in roles or not roles else roles[0]
+
+    def steps(self, role: str | None = None) -> list[int]:
+        """Steps at which weights of `role` (None: the main one) were saved, rising."""
+        return steps_in(self._backbone_folder(role))
 
     def probe_steps(self) -> list[int]:
         """Steps at which probe features were saved, rising."""
@@ -155,12 +169,13 @@ class Run:
         """The fixed probe images with masks, captions and class names where known."""
         return read_probes(self.path / PROBES_FOLDER / PROBE_IMAGES_FOLDER)
 
-    def architecture(self, role: str = "teacher") -> dict[str, Any]:
-        """{"class": name, "config": {...}} of the backbone `role`."""
-        return read_object(self.path / BACKBONES_FOLDER / check_role(role) / ARCHITECTURE_FILE)
+    def architecture(self, role: str | None = None) -> dict[str, Any]:
+        """{"class": name, "config": {...}} of the backbone `role` (None: the main one)."""
+        return read_object(self._backbone_folder(role) / ARCHITECTURE_FILE)
 
-    def backbone(self, role: str = "teacher", step: int | None = None) -> Backbone:
-        """The backbone `role` at `step` (None: the latest), on the CPU, in evaluation mode."""
+    def backbone(self, role: str | None = None, step: int | None = None) -> Backbone:
+        """The backbone `role` (None: the main one) at `step` (None: the latest), on the CPU, in evaluation mode."""
+        role = self.main_role if role is None else role
         steps = self.steps(role)
         if not steps:
             raise ValueError(f"{self.path} has no weights of {role!r}; it has {', '.join(self.roles()) or 'none yet'}.")
@@ -168,7 +183,7 @@ class Run:
         if step not in steps:
             raise ValueError(f"{self.path} has no weights of {role!r} at step {step}; steps: {_short(steps)}.")
         network = network_from_architecture(self.architecture(role))
-        path = self.path / BACKBONES_FOLDER / role / step_file(step)
+        path = self._backbone_folder(role) / step_file(step)
         try:
             network.load_state_dict(_load_tensors(path), strict=True)
         except RuntimeError as error:
@@ -208,6 +223,9 @@ class Run:
             self._skipped[name].clear()
         self._skipped[name].update(tail.skipped)
         return tail.rows, tail.next_byte
+
+    def _backbone_folder(self, role: str | None) -> Path:
+        return self.path / BACKBONES_FOLDER / check_role(self.main_role if role is None else role)
 
     def _probe_path(self, step: int) -> Path:
         path = self.path / PROBES_FOLDER / step_file(step)
@@ -254,13 +272,14 @@ class RunSpec(NamedTuple):
     """A backbone of a run, as "run:PATH[@step=N][:role]" names it."""
 
     path: str
-    role: str = "teacher"
+    role: str | None = None
+    """None: the run's main role."""
     step: int | None = None
     """None: the latest."""
 
 
 def parse_run_spec(spec: str) -> RunSpec:
-    """The parts of "run:PATH[@step=N][:role]"; the latest step and the teacher when not said.
+    """The parts of "run:PATH[@step=N][:role]"; the latest step and the main role when not said.
 
     A path that itself ends in ":word" needs the role written out. Raises ValueError for anything else.
     """
@@ -268,7 +287,7 @@ def parse_run_spec(spec: str) -> RunSpec:
     if match is None:
         raise ValueError(f"{spec!r} is not a run's backbone; write run:PATH[@step=N][:role].")
     step = match["step"]
-    return RunSpec(match["path"], match["role"] or "teacher", None if step is None else int(step))
+    return RunSpec(match["path"], match["role"], None if step is None else int(step))
 
 
 def load_run_backbone(spec: str) -> Backbone:

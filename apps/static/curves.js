@@ -1,7 +1,7 @@
 // Live curves: one small uPlot chart per metric, grouped by the part of its name before the first "/".
 // Zoom is shared by all charts and survives updates; the playhead is the step the whole page shows.
 
-const GROUP_ORDER = ['dense', 'loss', 'global', 'health', 'teacher', 'gradient_norm', 'rate', 'speed'];
+const GROUP_ORDER = ['dense', 'loss', 'global', 'health', 'contrast', 'teacher', 'queue', 'gradient_norm', 'rate', 'speed'];
 const FIRST = new Set(['dense/patch_knn', 'loss/total']); // of their groups
 const LINE_WIDTH = 1.5;
 const CHART_HEIGHT = 150;

@@ -11,8 +11,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from training.losses import clip_loss, sinkhorn_knopp, update_center
+from training.losses import clip_loss, info_nce_loss, nt_xent_loss, sinkhorn_knopp, update_center
+
+
+def contrast(given: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, Tensor]:
+    """Value and gradients of both losses on views without labels."""
+    results = {}
+    for name, loss in (("nt_xent", nt_xent_loss), ("info_nce", info_nce_loss)):
+        first, second = (given[key].detach().clone().requires_grad_() for key in ("image", "text"))
+        value = loss(first, second, temperature=0.2, group=group)
+        value.backward()
+        results[f"{name}_loss"] = value.detach()
+        results |= {f"{name}_{key}": x.grad for key, x in (("first", first), ("second", second)) if x.grad is not None}
+    return results
 
 
 def main(rank: int, world: int, folder: Path) -> None:
@@ -35,6 +48,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         "image": image.grad,
         "text": text.grad,
         "scale": scale.grad,
+        **contrast(given, group),
     }
     save_file({name: tensor.contiguous() for name, tensor in results.items()}, folder / f"out-{rank}.safetensors")
     dist.destroy_process_group()

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from training.heads import HeadConfig, ProjectionHead
+from training.heads import EmbeddingHead, EmbeddingHeadConfig, HeadConfig, ProjectionHead
+from training.optim import wd_multiplier
 
 SMALL = {"hidden": 48, "bottleneck": 16, "prototypes": 40}
 
@@ -105,3 +106,54 @@ def test_a_zero_token_gives_finite_logits_in_half_precision() -> None:
 def test_sizes_below_one_are_named(field: str) -> None:
     with pytest.raises(ValueError, match=f"HeadConfig.{field} is 0"):
         HeadConfig(**{field: 0})  # pyright: ignore
+
+
+def embedding_head(seed: int = 0, std: float | None = None, **changes: int | bool) -> EmbeddingHead:
+    config = EmbeddingHeadConfig(**{"hidden": 48, "out": 16, **changes})  # pyright: ignore[reportArgumentType]
+    built = EmbeddingHead(24, config)
+    built.init_weights(torch.Generator().manual_seed(seed), std=std)
+    return built
+
+
+def test_embedding_heads_have_biases_or_batch_norm() -> None:
+    plain = {name: tuple(tensor.shape) for name, tensor in embedding_head().state_dict().items()}
+    assert plain == {
+        "mlp.linear0.weight": (48, 24),
+        "mlp.linear0.bias": (48,),
+        "mlp.linear1.weight": (16, 48),
+        "mlp.linear1.bias": (16,),
+    }
+    normed = embedding_head(layers=3, batch_norm=True)
+    assert {name for name in normed.state_dict() if "weight" not in name} == {"mlp.norm0.bias", "mlp.norm1.bias"}
+    assert [name for name, _ in normed.named_buffers()] == [], "no running statistics"
+    assert all(wd_multiplier(name) == float("linear" in name) for name, _ in normed.named_parameters())
+
+
+def test_batch_norm_uses_the_batch_in_training_and_evaluation_alike() -> None:
+    head = embedding_head(batch_norm=True)
+    x = torch.randn(7, 24, generator=torch.Generator().manual_seed(1)) * 5 + 3
+    out = head(x)
+    torch.testing.assert_close(out.mean(0), torch.zeros(16), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.var(0, correction=0), torch.ones(16), rtol=1e-3, atol=1e-3)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    assert torch.equal(head.eval()(x), out)
+    head(x * float("nan"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+
+
+@pytest.mark.parametrize("in_dim", [24, 384])
+def test_fan_in_keeps_the_size_of_the_signal_through_relu(in_dim: int) -> None:
+    head = EmbeddingHead(in_dim, EmbeddingHeadConfig(hidden=256, out=64, layers=3))
+    head.init_weights(torch.Generator().manual_seed(0), std=None)
+    x = torch.randn(200, in_dim, generator=torch.Generator().manual_seed(1))
+    assert 0.5 < head(x).square().mean().sqrt() / math.sqrt(2) < 2
+    again = EmbeddingHead(in_dim, EmbeddingHeadConfig(hidden=256, out=64, layers=3))
+    again.init_weights(torch.Generator().manual_seed(0), std=None)
+    assert torch.equal(again(x), head(x))
+
+
+def test_embedding_head_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"EmbeddingHeadConfig\.layers is 0"):
+        EmbeddingHeadConfig(layers=0)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        embedding_head(batch_norm=True)(torch.zeros(1, 24))

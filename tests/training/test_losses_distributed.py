@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.losses import clip_loss, sinkhorn_knopp, update_center
+from training.losses import clip_loss, info_nce_loss, nt_xent_loss, sinkhorn_knopp, update_center
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (7, 4)  # teacher logits on each process: as uneven as masked patches are
@@ -80,3 +81,18 @@ def test_clip_loss_and_its_gradients(inputs: dict[str, Tensor], outputs: list[di
     for name, whole in (("image", image), ("text", text)):
         averaged = torch.cat([o[name] for o in outputs]) / 2  # as data-parallel training averages over processes
         torch.testing.assert_close(averaged, whole.grad)
+
+
+@pytest.mark.parametrize(("name", "loss", "ends"), [("nt_xent", nt_xent_loss, 2), ("info_nce", info_nce_loss, 1)])
+def test_contrast_averaged_over_processes_is_that_of_the_whole_batch(
+    name: str, loss: Callable[..., Tensor], ends: int, inputs: dict[str, Tensor], outputs: list[dict[str, Tensor]]
+) -> None:
+    """Value and gradients; no gradient flows into MoCo's keys, so `info_nce` has one end."""
+    first, second = inputs["image"].clone().requires_grad_(), inputs["text"].clone().requires_grad_()
+    value = loss(first, second, temperature=0.2)
+    value.backward()
+    torch.testing.assert_close(torch.stack([o[f"{name}_loss"] for o in outputs]).mean(), value.detach())
+    for key, whole in (("first", first), ("second", second))[:ends]:
+        together = torch.cat([o[f"{name}_{key}"] for o in outputs]) / len(outputs)
+        torch.testing.assert_close(together, whole.grad, rtol=1e-4, atol=1e-6)
+    assert all((f"{name}_second" in output) == (ends == 2) for output in outputs)

@@ -20,7 +20,7 @@ from training.data.batch import Batch
 from training.heads import HeadConfig
 from training.launch import launch
 from training.phases.phase import StepLosses
-from training.phases.pretrain import Pretrain
+from training.phases.pretrain import Pretrain, PretrainConfig
 from training.recipes import RECIPES, vitl16_im1k
 from workbench.runs import Run
 
@@ -77,7 +77,8 @@ def test_every_recipe_builds_resolves_and_survives_json(name: str):
         rates = resolved.optim.rates(step)
         assert all(math.isfinite(value) and value >= 0 for value in rates.values())
         assert 0 <= resolved.objective.momentum(step) <= 1
-        assert resolved.objective.teacher_temperature(step) > 0
+        if isinstance(resolved.objective, PretrainConfig):
+            assert resolved.objective.teacher_temperature(step) > 0
     assert recipe.summary
     assert f"python -m training {recipe.phase} {name}" in (recipe.build.__doc__ or "")
 

@@ -514,6 +514,24 @@ def test_language_and_theme_follow_the_model(page: Page, tmp_path: Path, photos:
     assert page.locator(".dfw").count() == 0
 
 
+@pytest.mark.parametrize(
+    ("run", "language", "heading"),
+    [
+        ({}, "en", "teacher"),
+        ({"backbone": "student"}, "en", "student"),
+        ({"backbone": "student"}, "zh", "学生网络"),
+        ({"backbone": "vits_<b>"}, "en", "vits_<b>"),
+    ],
+)
+def test_the_heading_names_the_backbone_that_is_shown(
+    page: Page, tmp_path: Path, photos: torch.Tensor, film: Any, run: dict[str, str], language: str, heading: str
+) -> None:
+    source = run_source(photos, film)
+    source.run = {**(source.run or {}), **run}
+    show(page, tmp_path, source, language=language)
+    assert (page.locator(".dfw-heading").text_content() or "").startswith(f"{heading} · ")
+
+
 def test_every_control_has_a_name(page: Page, tmp_path: Path, photos: torch.Tensor, film: Any) -> None:
     show(page, tmp_path, run_source(photos, film))
     wait_drawn(page)

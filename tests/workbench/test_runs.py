@@ -706,3 +706,23 @@ def test_command_line_mistakes_exit_2_without_a_traceback(arguments, says, capsy
     assert says in captured.err
     assert "Traceback" not in captured.err
     assert len(captured.err.splitlines()) <= 15
+
+
+def test_the_main_role_is_the_one_that_the_run_names(tmp_path: Path) -> None:
+    network = VisionTransformer(ViTConfig.vit_nano())
+    for name, info, roles, expected in (
+        ("named", {"backbone": "student"}, ("student", "teacher"), "student"),
+        ("unnamed", {}, ("student", "teacher"), "teacher"),
+        ("no teacher", {}, ("vits", "student"), "student"),
+        ("nothing yet", {}, (), "teacher"),
+        ("not a role", {"backbone": "../x"}, ("student",), "student"),
+    ):
+        with RunWriter.create(tmp_path / name, info=info, config={}) as writer:
+            for role in roles:
+                writer.backbone(role, len(role), architecture_of(network), network.state_dict())
+        run = Run(tmp_path / name)
+        assert run.main_role == expected, name
+        assert run.steps() == ([len(expected)] if roles else []), name
+        if roles:
+            assert run.backbone().embed_dim == 96
+            assert run.architecture() == run.architecture(expected)

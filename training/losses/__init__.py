@@ -6,7 +6,7 @@ Every loss computes in float32 (float64 when given float64), whatever the autoca
 from __future__ import annotations
 
 from training.losses.centering import softmax_center, update_center
-from training.losses.contrastive import clip_loss
+from training.losses.contrastive import clip_loss, info_nce_loss, nt_xent_loss
 from training.losses.cross_entropy import PrototypeLogits
 from training.losses.dino import dino_loss
 from training.losses.gram import gram_loss
@@ -20,7 +20,9 @@ __all__ = [
     "dino_loss",
     "gram_loss",
     "ibot_loss",
+    "info_nce_loss",
     "koleo_loss",
+    "nt_xent_loss",
     "sinkhorn_knopp",
     "softmax_center",
     "update_center",

@@ -147,7 +147,10 @@ class Pretrain:
         update_teacher(self.teacher, self.student, momentum)
         for name, center in self._next_centers.items():
             self.centers[name].copy_(center)
-        return {"teacher/momentum": momentum}
+        record = {"teacher/momentum": momentum}
+        if "dino" in self._next_centers:
+            record["teacher/center_norm"] = float(self.centers["dino"].norm())
+        return record
 
     def losses(self, batch: Batch, step: int) -> StepLosses:
         """Total loss of one batch: crops are crop-major, `batch.globals_` [G*B, 3, g, g], masks [G*B, H, W]."""

@@ -19,7 +19,7 @@ const WORDS = {
     cosine: "cosine similarity to the selected patch", clipped: "below 0 drawn as 0",
     basis: "PCA, one basis for all steps", variance: "share of variance", noBasis: "no PCA basis yet",
     oneBasis: "PCA, one basis for all images",
-    probe: "image", teacher: "teacher", place: (image, row, col) => `image ${image}, row ${row}, col ${col}`,
+    probe: "image", teacher: "teacher", student: "student", place: (image, row, col) => `image ${image}, row ${row}, col ${col}`,
     spot: (row, col) => `row ${row}, col ${col}`,
     inspector: "Inspector", fixed: (range) => `fixed range ${range}`, shortBasis: "one basis", shortCosine: "cosine",
     selected: "Selected patch", position: "Position", pixels: "Pixels", norm: "Norm", cls: "CLS cosine",
@@ -46,6 +46,11 @@ const WORDS = {
       "health/far_cosine": "far-patch cosine", "health/within_variance": "within-image variance",
       "health/effective_rank": "effective rank", "health/norm_outliers": "norm outliers",
       "loss/total": "total loss", "loss/dino": "DINO loss", "loss/ibot": "iBOT loss", "loss/koleo": "KoLeo loss",
+      "loss/contrast": "contrastive loss", "contrast/accuracy": "positive found first",
+      "contrast/positive_cosine": "cosine to the positive", "contrast/negative_cosine": "cosine to negatives",
+      "contrast/spread": "spread of embeddings", "teacher/student_cosine": "teacher–student cosine",
+      "teacher/student_distance": "teacher–student distance", "teacher/center_norm": "norm of the centre",
+      "queue/filled": "real keys in the queue", "queue/age": "age of the keys (steps)",
       "loss/gram": "Gram loss", "teacher/entropy": "teacher entropy", "teacher/prototypes_used": "prototypes in use",
       "teacher/momentum": "teacher momentum", "gradient_norm/backbone": "gradient norm, backbone",
       "gradient_norm/dino_head": "gradient norm, DINO head", "gradient_norm/ibot_head": "gradient norm, iBOT head",
@@ -59,7 +64,7 @@ const WORDS = {
     cosine: "与所选图块的余弦相似度", clipped: "小于 0 按 0 绘制",
     basis: "PCA，所有步共用同一组基", variance: "方差占比", noBasis: "尚无 PCA 基",
     oneBasis: "PCA，所有图像共用同一组基",
-    probe: "图像", teacher: "教师网络", place: (image, row, col) => `图像 ${image}，第 ${row} 行，第 ${col} 列`,
+    probe: "图像", teacher: "教师网络", student: "学生网络", place: (image, row, col) => `图像 ${image}，第 ${row} 行，第 ${col} 列`,
     spot: (row, col) => `第 ${row} 行，第 ${col} 列`,
     inspector: "详情", fixed: (range) => `固定范围 ${range}`, shortBasis: "同一组基", shortCosine: "余弦",
     selected: "所选图块", position: "位置", pixels: "像素", norm: "范数", cls: "CLS 余弦",
@@ -94,6 +99,11 @@ const WORDS = {
       "health/far_cosine": "远距图块余弦", "health/within_variance": "图内方差",
       "health/effective_rank": "有效秩", "health/norm_outliers": "范数离群比例",
       "loss/total": "总损失", "loss/dino": "DINO 损失", "loss/ibot": "iBOT 损失", "loss/koleo": "KoLeo 损失",
+      "loss/contrast": "对比损失", "contrast/accuracy": "正样本排第一的比例",
+      "contrast/positive_cosine": "与正样本的余弦", "contrast/negative_cosine": "与负样本的余弦",
+      "contrast/spread": "嵌入的离散程度", "teacher/student_cosine": "教师与学生的余弦",
+      "teacher/student_distance": "教师与学生的参数距离", "teacher/center_norm": "中心的范数",
+      "queue/filled": "队列中真实键的比例", "queue/age": "键的年龄（步）",
       "loss/gram": "Gram 损失", "teacher/entropy": "教师分布的熵", "teacher/prototypes_used": "已用原型比例",
       "teacher/momentum": "教师动量", "gradient_norm/backbone": "梯度范数（骨干网络）",
       "gradient_norm/dino_head": "梯度范数（DINO 头）", "gradient_norm/ibot_head": "梯度范数（iBOT 头）",
@@ -134,7 +144,7 @@ function seriesValue(name, value) {
 }
 
 /** Fractions of one, shown as per cent. */
-const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/norm_outliers|teacher\/prototypes_used|speed\/data_wait)$/.test(name);
+const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/norm_outliers|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
 
 // ---------------------------------------------------------------------------------------------------- 2 colour
 
@@ -909,7 +919,7 @@ class Stage {
     }
     this.drawLayers(query, matches);
     if (this.hasHero()) this.captionHero(frame, query);
-    if (view.isRun) say(this.heading, `${view.words.teacher} · ${stepWords(view.words, frame.step)}`);
+    if (view.isRun) say(this.heading, `${view.role} · ${stepWords(view.words, frame.step)}`);
     this.captions.forEach((value, image) => say(value, matches[image] ? signed(matches[image].value, 2) : ""));
     for (const figure of this.grid.children) {
       figure.classList.toggle("dfw-chosen", Number(figure.dataset.image) === query.image);
@@ -938,8 +948,8 @@ class Stage {
     say(captions.pca.text, `${step} · ${view.basis ? words.shortBasis : words.noBasis}`);
     say(captions.similarity.text, `${step} · ${words.shortCosine}`);
     captions.image.text.title = caption;
-    captions.pca.text.title = `${words.teacher} · ${step} · ${this.basisWords()}`;
-    captions.similarity.text.title = `${words.teacher} · ${step} · ${words.cosine} · ${words.fixed(range)}`;
+    captions.pca.text.title = `${view.role} · ${step} · ${this.basisWords()}`;
+    captions.similarity.text.title = `${view.role} · ${step} · ${words.cosine} · ${words.fixed(range)}`;
   }
 
   /** Text alternatives, for the pinned patch only: hovering would flood a screen reader. */
@@ -1418,6 +1428,12 @@ class View {
 
   get words() {
     return wordsOf(this.model.get("language"));
+  }
+
+  /** Whose features these are, in words: the teacher's unless the run says otherwise. */
+  get role() {
+    const role = this.summary?.run?.backbone ?? "teacher";
+    return { teacher: this.words.teacher, student: this.words.student }[role] ?? role;
   }
 
   /** There are pictures and at least one step of features. */
