@@ -84,9 +84,9 @@ browser: setup
 	$(BIN)/python -m pytest -m browser
 
 bench: setup
-	@for script in $(filter-out benchmarks/cpu_real.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/cpu_%.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	@echo "benchmarks/cpu_real.py needs three finished trainings: see its header."
+	@echo "benchmarks/cpu_real.py and cpu_continue.py need finished trainings: see their headers."
 
 constraints: setup
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable; } > constraints.new
