@@ -190,7 +190,8 @@ def cpu_continue() -> TrainConfig:
     """Continued pretraining from given weights: new heads learn on a frozen backbone, then it follows at a low rate.
 
     For a backbone without its heads (any of this architecture), whose features should not be lost. Heads alone for the
-    first quarter, then the backbone at a tenth of their rate. Measured beside `cpu_continue_naive` in docs/log.md.
+    first quarter, then the backbone at a tenth of their rate. Measured beside `cpu_continue_naive` in docs/log.md: no
+    dip at the start; and from weights as young as `cpu_demo`'s, less learnt by the end.
     Command: python -m training pretrain cpu_continue --run runs/continue --start.weights run:runs/demo@step=800
     """
     base = cpu_continue_naive()
@@ -204,7 +205,7 @@ def cpu_continue() -> TrainConfig:
 def cpu_continue_naive() -> TrainConfig:
     """The same data and budget as `cpu_continue` without its care: all learns at once, at the rate of a first training.
 
-    Untrained heads pull the features apart; here to be compared, not to be used.
+    Untrained heads pull at the features while they learn; here to be compared.
     Command: python -m training pretrain cpu_continue_naive --run runs/naive --start.weights run:runs/demo@step=800
     """
     base = cpu_demo()
