@@ -37,7 +37,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("cpu_demo", "pretrain", "built-in scenes, 5 minutes on 2 cores", cpu_demo),
         Recipe("cpu_real", "pretrain", "a pack of real cut-outs, under 30 minutes on 2 cores", cpu_real),
         Recipe("cpu_folder", "pretrain", "any folder of images, under 30 minutes on 2 cores", cpu_folder),
-        Recipe("cpu_continue", "pretrain", "from given weights (--start.weights), without wrecking them", cpu_continue),
+        Recipe("cpu_continue", "pretrain", "from given weights (--start.weights), heads first", cpu_continue),
         Recipe("cpu_continue_naive", "pretrain", "the same without care, to be compared", cpu_continue_naive),
         Recipe("vitl16_im1k", "pretrain", "the official ViT-L/16 figures, for a folder of ImageNet", vitl16_im1k),
         Recipe("vit7b16_pretrain", "pretrain", "the official ViT-7B/16 figures, stage 1", vit7b16_pretrain),

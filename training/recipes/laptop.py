@@ -190,8 +190,8 @@ def cpu_continue() -> TrainConfig:
     """Continued pretraining from given weights: new heads learn on a frozen backbone, then it follows at a low rate.
 
     For a backbone without its heads (any of this architecture), whose features should not be lost. Heads alone for the
-    first quarter, then the backbone at a tenth of their rate. Measured beside `cpu_continue_naive` in docs/log.md: no
-    dip at the start; and from weights as young as `cpu_demo`'s, less learnt by the end.
+    first quarter, then the backbone at a tenth of their rate. Measured beside `cpu_continue_naive` in docs/log.md: from
+    weights as young as `cpu_demo`'s it delays the dip of dense scores and does not pay; it is meant for older ones.
     Command: python -m training pretrain cpu_continue --run runs/continue --start.weights run:runs/demo@step=800
     """
     base = cpu_continue_naive()
