@@ -11,12 +11,16 @@ STAMP := $(VENV)/.installed
 SOURCES := workbench training apps tests benchmarks demo.py hubconf.py
 JOBS ?= 2
 RUN ?= runs/demo
+# `make pipeline`: three runs, PIPELINE-1-pretrain and so on, of so many steps each.
+PIPELINE ?= runs/pipeline
+STEPS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types imports unit browser bench constraints clean
+.PHONY: help setup demo pipeline test lint format types imports unit browser bench constraints clean
 
 help:
 	@echo "make demo    set up, train on built-in scenes and open the page that shows it (Ctrl-C saves; again = resume)"
+	@echo "make pipeline   pretrain, anchor, adapt on built-in scenes, $(STEPS) steps each (again = resume; STEPS=400 for more)"
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make setup   only make the environment in $(VENV)/"
 	@echo "make lint | format | types | imports | unit | browser   one part of make test, or its repair"
@@ -43,6 +47,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/python demo.py --run $(RUN)
+
+# Each run is forked from the last step of the one before; a finished one answers at once, a stopped one goes on.
+pipeline: setup
+	@$(BIN)/python -m training pretrain cpu_demo --run $(PIPELINE)-1-pretrain --loop.steps $(STEPS) --loop.probe-every 20
+	@$(BIN)/python -m training anchor cpu_anchor --run $(PIPELINE)-2-anchor --loop.steps $(STEPS) \
+		--start.fork run:$(PIPELINE)-1-pretrain@step=$(STEPS)
+	@$(BIN)/python -m training adapt cpu_adapt --run $(PIPELINE)-3-adapt --loop.steps $(STEPS) \
+		--start.fork run:$(PIPELINE)-2-anchor@step=$(STEPS)
+	@echo "Watch all three: $(BIN)/python -m apps --runs $(patsubst %/,%,$(dir $(PIPELINE))) --open"
 
 # Every Python process of the tests runs behind the guard of tests/offline/; a line in its log fails the whole.
 test: setup
@@ -77,9 +90,9 @@ browser: setup
 	$(BIN)/python -m pytest -m browser
 
 bench: setup
-	@for script in $(filter-out benchmarks/cpu_real.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/cpu_%.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	@echo "benchmarks/cpu_real.py needs three finished trainings: see its header."
+	@echo "benchmarks/cpu_real.py and cpu_continue.py need finished trainings: see their headers."
 
 constraints: setup
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable; } > constraints.new

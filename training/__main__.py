@@ -1,6 +1,6 @@
 """`python -m training PHASE RECIPE [--run DIR] [overrides]`: the one way to start or resume a training.
 
-The same command again resumes. A recipe is a function in training/recipes.py; every field of the resolved config can
+The same command again resumes. A recipe is a function in training/recipes/; every field of the resolved config can
 be overridden by name (`--loop.steps 200`), and `--help` after a recipe lists them all with their values.
 """
 
@@ -18,7 +18,11 @@ import tyro
 from training.config import TrainConfig, as_tree
 from training.recipes import RECIPES, Recipe
 
-PHASES = {"pretrain": "from scratch, by self-distillation (DINO, iBOT, KoLeo) or contrast (SimCLR, MoCo)"}
+PHASES = {
+    "pretrain": "from scratch, by self-distillation (DINO, iBOT, KoLeo) or contrast (SimCLR, MoCo)",
+    "anchor": "pretraining goes on from a fork, its patch similarities held to a Gram teacher's",
+    "adapt": "the same at higher, mixed resolutions",
+}
 MISTAKE = 2
 INTERRUPTED = 130
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import uuid
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ import torch
 from torch import Tensor
 
 KEEP = 2
+Kind = tuple[tuple[int, ...], torch.dtype]
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], *, keep: int = KEEP) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], *, keep: int = KEEP, keep_every: int = 0
+) -> Path:
     """Write `tensors` as the checkpoint of `step` and delete all but the `keep` newest afterwards.
+
+    Those of steps that are multiples of `keep_every` stay too (0: none).
 
     Raises OSError (disk full, not writable) with earlier checkpoints untouched.
     """
@@ -45,7 +51,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], *, keep
         raise
     _flush(folder)
     for old in _folders(folder)[keep:]:
-        shutil.rmtree(old)
+        if not keep_every or step_of(old) % keep_every:
+            shutil.rmtree(old)
     return final
 
 
@@ -54,11 +61,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
     Raises ValueError when `folder` belongs to another user: loading a checkpoint unpickles files in it.
     """
-    if hasattr(os, "getuid") and folder.exists() and (owner := folder.stat().st_uid) != os.getuid():
-        raise ValueError(
-            f"{folder} belongs to user {owner}, and this is user {os.getuid()}; a resume unpickles files, so only your "
-            "own runs are resumed. Delete that folder if the run was given to you, or change its owner if it is yours"
-        )
+    _check_owner(folder)
     rejected = []
     for candidate in _folders(folder):
         problem = _problem(candidate)
@@ -66,6 +69,30 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return candidate, rejected
         rejected.append(f"{candidate.name}: {problem}")
     return None, rejected
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Steps with a checkpoint in `folder`, rising, whether or not it verifies."""
+    return sorted(step_of(path) for path in _folders(folder))
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """The checkpoint of `step`, verified.
+
+    Raises ValueError when there is none (listing those kept), when it is damaged, or when it is another user's.
+    """
+    _check_owner(folder)
+    path, kept = folder / f"step-{step:06d}", kept_steps(folder)
+    if step not in kept:
+        raise ValueError(
+            f"{folder.parent} keeps no resume checkpoint of step {step}; steps that have one: "
+            f"{', '.join(map(str, kept)) or 'none'}. A run keeps its {KEEP} newest, and every Nth with "
+            "--loop.keep-every N: resume it with that option (in a finished run, only what is there is left)"
+        )
+    problem = _problem(path)
+    if problem is not None:
+        raise ValueError(f"the resume checkpoint {path} cannot be trusted: {problem}. Choose another step")
+    return path
 
 
 def discard_later(folder: Path, step: int) -> None:
@@ -80,18 +107,37 @@ def load_checkpoint(path: Path, tensors: dict[str, Tensor]) -> None:
 
     Raises ValueError naming the first difference.
     """
+    saved = saved_kinds(path)
+    if unlike := differing(saved, tensors, saved.keys() | tensors.keys()):
+        raise ValueError(
+            f"checkpoint {path} does not fit this run: {len(unlike)} tensors differ, the first is {unlike[0]}; "
+            "start a new run with --run NAME, or use the code version written in run.json"
+        )
+    read_tensors(path, tensors)
+
+
+def differing(saved: dict[str, Kind | None], tensors: dict[str, Tensor], names: Iterable[str]) -> list[str]:
+    """A description of each of `names` whose shape or dtype was saved differently, or that is on one side only."""
+    wanted = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    return [
+        f"{name!r} (saved {saved.get(name, 'not at all')}, wanted {wanted.get(name, 'not at all')})"
+        for name in sorted(names)
+        if saved.get(name) != wanted.get(name)
+    ]
+
+
+def saved_kinds(path: Path) -> dict[str, Kind | None]:
+    """(shape, dtype) of every tensor of a checkpoint, by name."""
     import torch.distributed.checkpoint as dcp
 
     metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    saved = {name: _kind(value) for name, value in metadata.items()}
-    wanted = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-    if unlike := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
-        first = unlike[0]
-        raise ValueError(
-            f"checkpoint {path} does not fit this run: {len(unlike)} tensors differ, the first is {first!r} "
-            f"(saved {saved.get(first, 'not at all')}, wanted {wanted.get(first, 'not at all')}); "
-            "start a new run with --run NAME, or use the code version written in run.json"
-        )
+    return {name: _kind(value) for name, value in metadata.items()}
+
+
+def read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors`, some or all of a checkpoint, in place; their names, shapes and dtypes are those saved."""
+    import torch.distributed.checkpoint as dcp
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=True)
@@ -99,15 +145,10 @@ def load_checkpoint(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def saved_number(path: Path, name: str) -> int | None:
     """The whole number saved as `name`; None when the checkpoint has none of that name."""
-    import torch.distributed.checkpoint as dcp
-
-    reader = dcp.FileSystemReader(path)
-    if name not in reader.read_metadata().state_dict_metadata:
+    if name not in saved_kinds(path):
         return None
     tensors = {name: torch.tensor(0)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    read_tensors(path, tensors)
     return int(tensors[name])
 
 
@@ -125,16 +166,19 @@ def sweep(folder: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors by parameter position; states not yet created are created as zeros."""
+    """The optimizer's state as flat tensors by parameter name (see `training.optim.parameter_groups`).
+
+    States not yet created are created as zeros.
+    """
     flat: dict[str, Tensor] = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
+    named = [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+    for key, parameter in named:
         state: dict[str, Any] = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # where fused AdamW wants it
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        flat |= {f"{index}.{name}": value for name, value in sorted(state.items())}
+        flat |= {f"{key}.{name}": value for name, value in sorted(state.items())}
     return flat
 
 
@@ -144,7 +188,15 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def _kind(saved: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
+def _check_owner(folder: Path) -> None:
+    if hasattr(os, "getuid") and folder.exists() and (owner := folder.stat().st_uid) != os.getuid():
+        raise ValueError(
+            f"{folder} belongs to user {owner}, and this is user {os.getuid()}; a resume unpickles files, so only your "
+            "own runs are resumed. Delete that folder if the run was given to you, or change its owner if it is yours"
+        )
+
+
+def _kind(saved: Any) -> Kind | None:
     """(shape, dtype) of a saved tensor, None for anything else."""
     return (tuple(saved.size), saved.properties.dtype) if hasattr(saved, "properties") else None
 

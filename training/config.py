@@ -8,14 +8,17 @@ from typing import Any
 from training.data.augment import AugmentConfig, MultiCrop
 from training.data.batch import BatchConfig, BatchStream
 from training.data.masking import MaskConfig
+from training.data.mixing import ResolutionMix
 from training.data.sources import FolderConfig, ImageSource, ScenesConfig
 from training.evaluation.plan import EvaluationConfig
 from training.optim import OptimConfig
+from training.phases.anchor import AdaptConfig, AnchorConfig
 from training.phases.contrast import ContrastConfig
 from training.phases.pretrain import PretrainConfig
+from training.start import StartConfig
 from training.trainer import LoopConfig
 
-Objectives = PretrainConfig | ContrastConfig
+Objectives = AdaptConfig | AnchorConfig | PretrainConfig | ContrastConfig
 """What `TrainConfig.objective` may hold."""
 
 
@@ -29,10 +32,12 @@ class TrainConfig:
     """Fixes initial weights, order, crops, masks, stochastic depth and RoPE augmentation."""
     data: ScenesConfig | FolderConfig = field(default_factory=ScenesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    resolutions: ResolutionMix = field(default_factory=ResolutionMix)
     masks: MaskConfig = field(default_factory=MaskConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     objective: Objectives = field(default_factory=PretrainConfig)
     """Networks and losses; its class decides the phase."""
+    start: StartConfig = field(default_factory=StartConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -54,6 +59,9 @@ class TrainConfig:
                 f"augment has {views[0]} global and {views[1]} local crops; {self.objective.method} compares 2 global "
                 "crops of each image: set --augment.global-crops 2 --augment.local-crops 0."
             )
+        gram = any(variant.gram_size for variant in self.resolutions.variants(self.augment))
+        if gram and not self.objective.references:
+            raise ValueError("Gram crops are cut, but no Gram teacher would see them; set augment.gram_size to None.")
         return replace(
             self,
             batch=replace(self.batch, seed=self.seed),
@@ -63,8 +71,8 @@ class TrainConfig:
 
     def stream(self, source: ImageSource) -> BatchStream:
         """Batches of `source`; masks are drawn only if the objective uses them."""
-        masks = self.masks if self.objective.masked else None
-        return BatchStream(source, MultiCrop(self.augment), masks, self.objective.backbone.patch_size, self.batch)
+        masks, patch_size = self.masks if self.objective.masked else None, self.objective.backbone.patch_size
+        return BatchStream(source, MultiCrop(self.augment), masks, patch_size, self.batch, mix=self.resolutions)
 
 
 def as_tree(config: TrainConfig) -> dict[str, Any]:

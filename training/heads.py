@@ -62,16 +62,19 @@ class ProjectionHead(nn.Module):
         super().__init__()
         widths = [in_dim, *[config.hidden] * (config.layers - 1), config.bottleneck]
         steps: list[nn.Module] = []
+        device = torch.get_default_device()  # skip_init takes the CPU when not told
         for i, (a, b) in enumerate(pairwise(widths)):
             steps += [nn.GELU()] if i else []
-            steps.append(nn.utils.skip_init(nn.Linear, a, b))  # which draws nothing from the global generator
+            steps.append(nn.utils.skip_init(nn.Linear, a, b, device=device))  # which draws no random number
         self.mlp = nn.Sequential(*steps)
         if config.weight_norm:
             self.last_layer: nn.Module = WeightNormLinear(
                 config.bottleneck, config.prototypes, train_lengths=not config.norm_last_layer
             )
         else:
-            self.last_layer = nn.utils.skip_init(nn.Linear, config.bottleneck, config.prototypes, bias=False)
+            self.last_layer = nn.utils.skip_init(
+                nn.Linear, config.bottleneck, config.prototypes, bias=False, device=device
+            )
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, *, std: float | None = 0.02) -> None:

@@ -25,6 +25,7 @@ from training.config import TrainConfig, as_tree, differences
 from training.evaluation.plan import EvaluationPlan
 from training.optim import build_optimizer
 from training.progress import ProgressLine
+from training.start import begin
 from training.trainer import EXIT_STOPPED, DataFailed, Trainer, TrainingDiverged
 from workbench import __version__
 from workbench.run_files import RunLock
@@ -36,6 +37,7 @@ FREE_TO_CHANGE = (
     "loop.threads",
     "loop.log_every",
     "loop.save_every",
+    "loop.keep_every",
     "batch.workers",
     "batch.prefetch",
     "data.cache_mib",
@@ -62,13 +64,16 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
     with _stop_flag() as stop:
         try:  # before the run directory is touched: a mistake in here leaves nothing behind, not even with --fresh
             plan, parts = _parts(config, device)
+            parent = None
+            if fresh or not checkpoint.kept_steps(folder / RESUME_FOLDER):
+                parent = begin(config.start, config.objective.references, parts["phase"], parts["optimizer"])
             stop.noted_only = True  # in here: a signal on the way out of the try would be caught by nothing
         except _StoppedEarlyError:
             return EXIT_STOPPED
         if fresh:
             _empty(folder)
-        role = next(iter(parts["phase"].backbones()))
-        writer, resume = _open(config, folder, plan, len(parts["stream"].source), role)
+        about = {"parent": parent, "backbone": next(iter(parts["phase"].backbones()))}
+        writer, resume = _open(config, folder, plan, len(parts["stream"].source), about)
         with writer:
             trainer = Trainer(
                 **parts,
@@ -112,7 +117,11 @@ def _run(trainer: Trainer, writer: RunWriter, plan: EvaluationPlan, resume: Path
         trainer.load(resume)
         writer.event(trainer.step, "info", "resumed", f"continued from step {trainer.step}")
     else:
-        writer.event(0, "info", "started", f"recipe {config.recipe}, seed {config.seed}")
+        source = config.start.fork or config.start.weights
+        begun = f" from {source}" if source else ""
+        writer.event(0, "info", "started", f"recipe {config.recipe}, seed {config.seed}{begun}")
+        if begun or config.objective.references:
+            trainer.save()  # a resume needs nothing but the run itself from here on
     images = config.batch.batch_size
     with ProgressLine(total=config.loop.steps, start=trainer.step, images_per_step=images) as progress:
         progress.say(f"run {writer.path} · step {trainer.step} of {config.loop.steps}")
@@ -154,11 +163,12 @@ def _ended_badly(trainer: Trainer, progress: ProgressLine, kind: str, text: str,
 
 
 def _open(
-    config: TrainConfig, folder: Path, plan: EvaluationPlan, images: int, role: str
+    config: TrainConfig, folder: Path, plan: EvaluationPlan, images: int, about: dict[str, Any]
 ) -> tuple[RunWriter, Path | None]:
-    """The writer, and the checkpoint to resume from (None at the very start). `role` is the backbone looked at."""
+    """The writer, and the checkpoint to resume from (None at the very start). `about`: what run.json says beyond the
+    config, the parent of a fork and the backbone looked at."""
     if not (folder / RUN_FILE).exists():
-        info = _run_information(config) | {"backbone": role}
+        info = _run_information(config) | about
         return RunWriter.create(folder, info=info, config=as_tree(config)), None
     resume = folder / RESUME_FOLDER
     newest, rejected = checkpoint.newest_checkpoint(resume)
@@ -235,7 +245,6 @@ def _run_information(config: TrainConfig) -> dict[str, Any]:
     return {
         "phase": config.objective.phase,
         "recipe": config.recipe,
-        "parent": None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": _code_version(),
         "seed": config.seed,

@@ -37,12 +37,19 @@ class OptimConfig:
     """Largest L2 norm of the gradient of each sub-module; None does not clip."""
     freeze_last_layer_steps: int | float = 0.01
     """The prototypes of the heads have learning rate 0 for so many steps (a float below 1: fraction of the run)."""
+    freeze_backbone_steps: int | float = 0
+    """The backbone has learning rate 0 for so many steps (or a fraction): new heads learn on features that stay."""
+    backbone_lr_multiplier: float = 1.0
+    """Of the backbone's learning rate afterwards."""
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"OptimConfig.clip_norm is {self.clip_norm}; give a positive norm, or None not to clip.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"OptimConfig.layer_decay is {self.layer_decay}; it must lie in (0, 1].")
+        for name in ("freeze_last_layer_steps", "freeze_backbone_steps", "backbone_lr_multiplier"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"OptimConfig.{name} is {getattr(self, name)}; it must be 0 or more.")
 
     def resolve(self, total_steps: int, batch_size: int) -> OptimConfig:
         """For a run of `total_steps` steps with `batch_size` images a step over all processes.
@@ -55,14 +62,19 @@ class OptimConfig:
             lr=self.lr.scaled(factor).resolve(total_steps),
             weight_decay=self.weight_decay.resolve(total_steps),
             freeze_last_layer_steps=to_steps(self.freeze_last_layer_steps, total_steps),
+            freeze_backbone_steps=to_steps(self.freeze_backbone_steps, total_steps),
             lr_scaling="none",
         )
 
     def rates(self, step: int) -> dict[str, float]:
-        """{"lr", "weight_decay", "last_layer_lr"} of a resolved config at `step`: the arguments of `set_rates`."""
+        """{"lr", "weight_decay", "last_layer_lr", "backbone_lr"} of a resolved config at `step`, for `set_rates`."""
         lr = self.lr(step)
-        frozen = step < self.freeze_last_layer_steps
-        return {"lr": lr, "weight_decay": self.weight_decay(step), "last_layer_lr": 0.0 if frozen else lr}
+        return {
+            "lr": lr,
+            "weight_decay": self.weight_decay(step),
+            "last_layer_lr": 0.0 if step < self.freeze_last_layer_steps else lr,
+            "backbone_lr": 0.0 if step < self.freeze_backbone_steps else lr * self.backbone_lr_multiplier,
+        }
 
 
 def parameter_groups(
@@ -72,18 +84,18 @@ def parameter_groups(
     layer_decay: float,
     patch_embed_lr_multiplier: float,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of all `modules`, grouped by (lr multiplier, weight-decay multiplier, is last layer).
+    """Trainable parameters of all `modules`, grouped by lr multiplier, weight-decay multiplier and kind of layer.
 
-    Each group has "params", "names" (module.parameter), "lr_multiplier", "wd_multiplier" and "is_last_layer". Groups
-    and their members come in the order in which they are met: the same modules give the same list. With d the
-    `layer_decay` and L the `depth`, in modules that have blocks: patch embedding and class, storage and mask tokens
-    d^(L+1), block i d^(L-i), the rest 1; other modules (heads, ConvNeXt) 1; a patch embedding additionally
-    `patch_embed_lr_multiplier`. Biases, norms and LayerScale's gammas are not decayed; tokens are, as in the released
-    code (DINOv2, DINOv3). Parameters shared between modules are taken once.
+    Each group has "params", "names" (module.parameter), "lr_multiplier", "wd_multiplier", "is_last_layer" and
+    "is_backbone" (the module's name ends in "backbone"). Groups and their members come in the order in which they are
+    met: the same modules give the same list. With d the `layer_decay` and L the `depth`, in modules that have blocks:
+    patch embedding and class, storage and mask tokens d^(L+1), block i d^(L-i), the rest 1; other modules (heads,
+    ConvNeXt) 1; a patch embedding additionally `patch_embed_lr_multiplier`. Biases, norms and LayerScale's gammas are
+    not decayed; tokens are, as in the released code (DINOv2, DINOv3). Parameters shared between modules are taken once.
 
     Raises ValueError when a block index reaches `depth` or nothing is trainable.
     """
-    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
     seen: set[int] = set()
     for module_name, module in modules.items():
         named = list(module.named_parameters())
@@ -94,7 +106,7 @@ def parameter_groups(
             seen.add(id(parameter))
             lr = lr_multiplier(name, depth=depth, layer_decay=layer_decay) if layered else 1.0
             lr *= patch_embed_lr_multiplier if "patch_embed" in name else 1.0
-            key = (lr, wd_multiplier(name), "last_layer" in name)
+            key = (lr, wd_multiplier(name), "last_layer" in name, module_name.endswith("backbone"))
             fresh = {"params": [], "names": [], **dict(zip(_KEYS, key, strict=True))}
             group = groups.setdefault(key, fresh)
             group["params"].append(parameter)
@@ -104,7 +116,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-_KEYS = ("lr_multiplier", "wd_multiplier", "is_last_layer")
+_KEYS = ("lr_multiplier", "wd_multiplier", "is_last_layer", "is_backbone")
 
 
 def lr_multiplier(name: str, *, depth: int, layer_decay: float) -> float:
@@ -136,10 +148,22 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig, depth
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, last_layer_lr: float) -> None:
-    """Set each group's learning rate and weight decay, times its multipliers; prototypes take `last_layer_lr`."""
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float,
+    weight_decay: float,
+    last_layer_lr: float,
+    backbone_lr: float | None = None,
+) -> None:
+    """Set each group's learning rate and weight decay, times its multipliers.
+
+    Prototypes take `last_layer_lr`, the backbone `backbone_lr` (None: `lr`).
+    """
+    backbone_lr = lr if backbone_lr is None else backbone_lr
     for group in optimizer.param_groups:
-        group["lr"] = (last_layer_lr if group["is_last_layer"] else lr) * group["lr_multiplier"]
+        own = backbone_lr if group["is_backbone"] else last_layer_lr if group["is_last_layer"] else lr
+        group["lr"] = own * group["lr_multiplier"]
         group["weight_decay"] = weight_decay * group["wd_multiplier"]
 
 

@@ -46,6 +46,9 @@ class LoopConfig:
     """Dense features of the probe images and the published weights are written every so many steps."""
     evaluate_every: int = 100
     save_every: int = 100
+    keep_every: int = 0
+    """Resume checkpoints of steps that are multiples of it are never deleted, so that a fork can start there; 0: the
+    two newest alone are kept."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to torch."""
     device: str = "auto"
@@ -55,8 +58,8 @@ class LoopConfig:
     """So many steps in a row may be skipped for a loss that is not finite before the run stops."""
 
     def __post_init__(self) -> None:
-        lowest = {"steps": 0, "threads": 0, "max_bad_steps": 0}
-        for name in ("steps", "log_every", "probe_every", "evaluate_every", "save_every", "threads", "max_bad_steps"):
+        lowest = {"steps": 0, "threads": 0, "max_bad_steps": 0, "keep_every": 0}
+        for name in ("steps", "log_every", "probe_every", "evaluate_every", "save_every", *list(lowest)[1:]):
             if getattr(self, name) < lowest.get(name, 1):
                 raise ValueError(
                     f"LoopConfig.{name} is {getattr(self, name)}; the smallest allowed is {lowest.get(name, 1)}."
@@ -89,6 +92,7 @@ class Trainer:
         self.role, self.backbone = next(iter(phase.backbones().items()))
         self.optimizer = optimizer
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
+        self._clock: Callable[[], float] = lambda: self.seconds
         self.saved_step: int | None = None
         """Step of the newest checkpoint that is known to be good."""
         events, _ = Run(writer.path).events()
@@ -106,7 +110,7 @@ class Trainer:
             if self.stop_requested() or not complete:
                 self.save()
                 return False
-            if self._due(self.loop.save_every):
+            if self._due(self.loop.save_every) or (self.loop.keep_every and self._due(self.loop.keep_every)):
                 self.save()
             paused = time.monotonic() - paused
             if self.step == self.loop.steps:
@@ -117,7 +121,8 @@ class Trainer:
         """Write the resume checkpoint of the current step, unless it is there."""
         if self.saved_step != self.step:
             self.seconds = self._clock()
-            checkpoint.save_checkpoint(self.resume_folder, self.step, self._tensors())
+            keep_every = self.loop.keep_every
+            checkpoint.save_checkpoint(self.resume_folder, self.step, self._tensors(), keep_every=keep_every)
             self.saved_step = self.step
             self.writer.event(self.step, "info", "saved", f"resume checkpoint of step {self.step}")
 
@@ -218,6 +223,7 @@ class Trainer:
             globals_=batch.globals_.to(self.device, non_blocking=True),
             locals_=batch.locals_.to(self.device, non_blocking=True),
             masks=batch.masks.to(self.device, non_blocking=True),
+            gram=batch.gram.to(self.device, non_blocking=True),
         )
 
     def _log(self, progress: ProgressLine) -> None:

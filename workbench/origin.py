@@ -34,6 +34,7 @@ def origin_of(spec: str) -> tuple[Origin, str]:
 def _run_origin(spec: str) -> tuple[Origin, str]:
     path, role, step = parse_run_spec(spec)
     run = Run(path)
+    role = run.main_role if role is None else role
     step = run.steps(role)[-1] if step is None else step
     rows = [row for row in run.evaluations()[0] if row.get("backbone") == role and row["step"] <= step]
     last = rows[-1] if rows else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from training.data import colour
+from training.data import augment, colour
 from training.data.augment import AugmentConfig, MultiCrop, blur_kernel, crop_boxes, resized_crops
 
 SMALL = AugmentConfig(global_size=48, local_size=24, local_crops=4)
@@ -272,3 +273,70 @@ def blurred_shares(config: AugmentConfig) -> list[float]:
     crops = MultiCrop(AugmentConfig(**fields))(noise, seeded(9))
     views = [*crops.globals_.chunk(2), crops.locals_]
     return [float((view.std(dim=(1, 2, 3)) < 0.9).float().mean()) for view in views]
+
+
+# Crops for a Gram teacher
+
+LARGE = AugmentConfig(global_size=32, local_size=16, local_crops=2, gram_size=56, solarize=1.0, grayscale=0.5)
+
+
+def uniform_crops(config: AugmentConfig):
+    images = [*photos(3), *photos(3, 64, 30, seed=3)]
+    return images, MultiCrop(config).render(images, MultiCrop(config).draw(6, seeded(4)))
+
+
+def flips(config: AugmentConfig) -> Tensor:
+    """[G*B] bool: which global crops are flipped."""
+    return (MultiCrop(config).draw(6, seeded(4)).globals_[..., augment._FLIP] < config.flip).flatten()
+
+
+@pytest.mark.parametrize("gram_size", [56, 32, 24])
+def test_a_gram_crop_is_the_box_of_its_global_crop_resized_flipped_and_normalised(gram_size: int):
+    config = dataclasses.replace(LARGE, gram_size=gram_size)
+    images, crops = uniform_crops(config)
+    draws = MultiCrop(config).draw(6, seeded(4))
+    sides = torch.tensor([image.shape[1:] for image in images], dtype=torch.float64).repeat(2, 1)
+    boxes = crop_boxes(draws.globals_.flatten(0, 1), sides, config.global_scale, config.aspect)
+    assert crops.gram.shape == (12, 3, gram_size, gram_size)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    flipped = flips(config)
+    assert flipped.any()
+    assert not flipped.all()
+    for number, box in enumerate(boxes.tolist()):
+        base = tv.resized_crop(images[number % 6], *box, [max(32, gram_size)] * 2, v2.InterpolationMode.BICUBIC)
+        base = tv.resize(base, [gram_size] * 2, v2.InterpolationMode.BICUBIC)
+        base = tv.horizontal_flip(base) if flipped[number] else base
+        torch.testing.assert_close(crops.gram[number], (base.float() / 255 - mean) / std, rtol=0, atol=1e-5)
+
+
+def test_the_student_sees_the_same_base_made_smaller_then_distorted():
+    """Without colours and blur: the base at the Gram size, resized on uint8 to the global size, normalised."""
+    config = dataclasses.replace(QUIET, gram_size=56)
+    _, crops = uniform_crops(config)
+    base = (crops.gram * 255).round().to(torch.uint8)
+    expected = tv.resize(base, [32, 32], v2.InterpolationMode.BICUBIC, antialias=True).float() / 255
+    torch.testing.assert_close(crops.globals_, expected, rtol=0, atol=1e-6)
+    assert (crops.globals_ - uniform_crops(dataclasses.replace(config, gram_size=None))[1].globals_).abs().max() > 1e-3
+
+
+def test_with_distortions_both_come_from_one_distorted_base():
+    config = dataclasses.replace(LARGE, gram_distortions=True)
+    _, crops = uniform_crops(config)
+    torch.testing.assert_close(
+        crops.globals_, tv.resize(crops.gram, [32, 32], v2.InterpolationMode.BICUBIC, antialias=True)
+    )
+    _, at_gram_size = uniform_crops(dataclasses.replace(LARGE, global_size=56, gram_size=None))
+    assert torch.equal(crops.gram, at_gram_size.globals_), "distorted at the larger size, blur and all"
+    _, clean = uniform_crops(LARGE)
+    assert (clean.gram - crops.gram).abs().mean() > 0.05
+
+
+def test_gram_crops_change_nothing_else():
+    """Same locals, and at the global size the same globals; without a size there are none."""
+    _, without = uniform_crops(dataclasses.replace(LARGE, gram_size=None))
+    _, with_gram = uniform_crops(dataclasses.replace(LARGE, gram_size=32))
+    assert torch.equal(without.locals_, with_gram.locals_)
+    assert torch.equal(without.globals_, with_gram.globals_)
+    assert without.gram.shape == (0, 3, 0, 0)
+    with pytest.raises(ValueError, match="gram_size is 2"):
+        AugmentConfig(gram_size=2)

@@ -69,6 +69,46 @@ MISTAKES = {
         ["pretrain", "cpu_demo", "--augment.global-crops", "1", "--augment.local-crops", "0"],
         "augment has 1 crop",
     ),
+    "fork of no run": (["anchor", "cpu_anchor", "--start.fork", "run:{tmp}/nowhere@step=3"], "nowhere"),
+    "fork without a step": (["anchor", "cpu_anchor", "--start.fork", "run:{tmp}/run"], "run:PATH@step=N"),
+    "fork of a step not kept": (
+        ["anchor", "cpu_anchor", "--start.fork", "run:{tmp}/run@step=3"],
+        "keeps no resume checkpoint of step 3; steps that have one: none",
+    ),
+    "anchoring without a fork": (["anchor", "cpu_anchor"], "add --start.fork run:PATH@step=N"),
+    "fork and weights": (
+        ["adapt", "cpu_adapt", "--start.fork", "run:{tmp}/run@step=3", "--start.weights", "synthetic"],
+        "both given",
+    ),
+    "fork with --fresh onto a run": (
+        ["anchor", "cpu_anchor", "--run", "{tmp}/run", "--fresh", "--start.fork", "run:{tmp}/run@step=3"],
+        "steps that have one: none",
+    ),
+    "weights of nothing": (["pretrain", "cpu_continue", "--start.weights", "resnet"], "valid forms"),
+    "weights of another kind": (["pretrain", "cpu_continue", "--start.weights", "synthetic"], "SyntheticBackbone"),
+    "masked tokens image by image": (
+        ["anchor", "cpu_anchor", "--objective.gram.tokens", "masked"],
+        "needs level 'batch'",
+    ),
+    "Gram teacher of no run": (
+        ["anchor", "cpu_anchor", "--objective.gram.teacher", "run:{tmp}/nowhere@step=3"],
+        "nowhere",
+    ),
+    "Gram crops off the patch grid": (["anchor", "cpu_anchor", "--augment.gram-size", "98"], "96 or 104"),
+    "Gram crops for the live teacher": (
+        ["anchor", "cpu_anchor", "--objective.gram.teacher", "ema", "--objective.gram.refresh-every", "0"],
+        "no Gram teacher would see them",
+    ),
+    "Gram crops for nobody": (["pretrain", "cpu_demo", "--augment.gram-size", "96"], "no Gram teacher would see them"),
+    "mixed resolutions off the patch grid": (
+        ["adapt", "cpu_adapt", "--resolutions.choices", "64", "24", "96", "0.5", "96", "20", "144", "0.5"],
+        "local_size is 20",
+    ),
+    "mixed resolutions of too little probability": (
+        ["adapt", "cpu_adapt", "--resolutions.choices", "64", "24", "96", "0.5"],
+        "ResolutionMix has",
+    ),
+    "negative freezing": (["pretrain", "cpu_demo", "--optim.freeze-backbone-steps", "-1"], "freeze_backbone_steps"),
     "no probes": (["pretrain", "cpu_demo", "--evaluation.probes", "0"], "at least 1"),
     "unusable device": (["pretrain", "cpu_demo", "--loop.device", "warp"], "--loop.device auto"),
     "run is a file": (["pretrain", "cpu_demo", "--run", "{tmp}/file.txt"], "file.txt"),

@@ -72,8 +72,10 @@ def test_groups_hold_every_parameter_once_fused_and_in_a_fixed_order() -> None:
     everything = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
     assert sorted(names) == sorted(everything)
     assert all(p is everything[n] for g in groups for n, p in zip(g["names"], g["params"], strict=True))
-    keys = [(g["lr_multiplier"], g["wd_multiplier"], g["is_last_layer"]) for g in groups]
-    assert len(set(keys)) == len(keys) == 2 + 1 + 2 * DEPTH + 2 + 1  # patch embed, tokens, blocks, rest, prototypes
+    keys = [(g["lr_multiplier"], g["wd_multiplier"], g["is_last_layer"], g["is_backbone"]) for g in groups]
+    assert (
+        len(set(keys)) == len(keys) == 2 + 1 + 2 * DEPTH + 1 + 2 + 1
+    )  # patch embed, tokens, blocks, norm, heads, prototypes
     assert [g["names"] for g in grouped(student())] == [g["names"] for g in groups]
 
 
@@ -191,7 +193,7 @@ def test_config_resolves_for_a_run() -> None:
     assert config.lr.end == 1e-6
     assert config.freeze_last_layer_steps == 1250
     assert config.lr_scaling == "none"
-    assert config.rates(0) == {"lr": 0.0, "weight_decay": 0.04, "last_layer_lr": 0.0}
+    assert config.rates(0) == {"lr": 0.0, "weight_decay": 0.04, "last_layer_lr": 0.0, "backbone_lr": 0.0}
     assert config.rates(1249)["last_layer_lr"] == 0.0
     late = config.rates(1250)
     assert late["last_layer_lr"] == late["lr"] > 0

@@ -15,6 +15,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+from training.__main__ import main
 from training.config import TrainConfig, as_tree, differences
 from training.data.batch import Batch
 from training.heads import HeadConfig
@@ -24,6 +25,7 @@ from training.phases.pretrain import Pretrain, PretrainConfig
 from training.recipes import RECIPES, vitl16_im1k
 from workbench.runs import Run
 
+ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -200,3 +202,21 @@ def test_a_folder_with_broken_files_trains_and_names_them_once(tmp_path: Path):
     assert launch(config, tmp_path / "run") == 0
     again = [event for event in Run(tmp_path / "run").events()[0] if event["kind"] == "bad-image"]
     assert len(again) == len(broken), "a resume does not repeat them"
+
+
+def test_make_pipeline_chains_three_runs_each_forked_from_the_last_step_of_the_one_before(capsys):
+    command = ["make", "-n", "-o", "setup", "pipeline", "STEPS=35"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    stages = [line.split(" -m training ")[1].split() for line in printed.replace("\\\n", " ").splitlines()[:3]]
+    runs, trees = [words[words.index("--run") + 1] for words in stages], []
+    for words in stages:
+        assert main([*words, "--print-config"]) == 0
+        trees.append(json.loads(capsys.readouterr().out))
+    assert [(words[0], tree["loop"]["steps"]) for words, tree in zip(stages, trees, strict=True)] == [
+        ("pretrain", 35),
+        ("anchor", 35),
+        ("adapt", 35),
+    ]
+    assert [tree["start"]["fork"] for tree in trees] == ["", f"run:{runs[0]}@step=35", f"run:{runs[1]}@step=35"]
+    networks = [{key: tree["objective"][key] for key in ("backbone", "dino_head", "ibot_head")} for tree in trees]
+    assert networks[0] == networks[1] == networks[2]

@@ -11,7 +11,7 @@ from training.config import as_tree, differences
 from training.phases.contrast import ContrastConfig
 from training.phases.pretrain import PretrainConfig
 from training.recipes import RECIPES
-from training.recipes_compare import vitl16_dinov2, vits16_dinov1
+from training.recipes.compare import vitl16_dinov2, vits16_dinov1
 
 COMPARED = ("cpu_dinov1", "cpu_dinov2", "cpu_dinov3", "cpu_simclr", "cpu_mocov2", "cpu_mocov3")
 ALLOWED = {"cpu_dinov1": {"optim.freeze_last_layer_steps"}, "cpu_dinov2": {"masks.exact"}, "cpu_dinov3": set()}

@@ -153,6 +153,7 @@ def test_a_killed_worker_costs_no_step(finished: Path, tmp_path: Path, monkeypat
 CHANGES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "loop.log_every": lambda c: replace(c, loop=replace(c.loop, log_every=1)),
     "loop.save_every": lambda c: replace(c, loop=replace(c.loop, save_every=1)),
+    "loop.keep_every": lambda c: replace(c, loop=replace(c.loop, keep_every=1)),
     "batch.workers": lambda c: replace(c, batch=replace(c.batch, workers=2)),
     "batch.prefetch": lambda c: replace(c, batch=replace(c.batch, prefetch=1)),
     "data.cache_mib": lambda c: replace(c, data=replace(c.data, cache_mib=0)),

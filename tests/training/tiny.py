@@ -6,10 +6,12 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from training.config import TrainConfig
+from training.phases.anchor import AnchorConfig, GramConfig
+from training.phases.pretrain import PretrainConfig
 from training.recipes import cpu_demo
 
 OVERRIDES = [
@@ -61,3 +63,10 @@ def train(run: Path, *more: str, timeout: float = 120) -> subprocess.CompletedPr
 def weights_hash(run: Path, step: int, role: str = "teacher") -> str:
     """SHA-256 of the published weights of `step`."""
     return hashlib.sha256((run / "backbones" / role / f"step-{step:06d}.safetensors").read_bytes()).hexdigest()
+
+
+def anchored(config: TrainConfig, gram: GramConfig, **changes) -> TrainConfig:
+    """`config` with its objective under Gram anchoring."""
+    pretrain = config.objective
+    known = {field.name: getattr(pretrain, field.name) for field in fields(PretrainConfig)}
+    return replace(config, objective=AnchorConfig(**(known | {"gram": gram} | changes)))

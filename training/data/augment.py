@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.data import colour
+from training.data.boxes import BOX_COLUMNS, channels_last, crop_boxes, resized, resized_crops
 
-# Columns of the uniform numbers that decide one crop.
-_TRIES = 10
-_AREA = slice(0, _TRIES)
-_ASPECT = slice(_TRIES, 2 * _TRIES)
-_PLACE = slice(2 * _TRIES, 2 * _TRIES + 2)
-_FACTORS = slice(_PLACE.stop, _PLACE.stop + 4)
+# Columns of the uniform numbers that decide one crop: its box comes first.
+_FACTORS = slice(BOX_COLUMNS, BOX_COLUMNS + 4)
 _ORDER = slice(_FACTORS.stop, _FACTORS.stop + 4)
 _FLIP, _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE = range(_ORDER.stop, _ORDER.stop + 6)
 _COLUMNS = _SOLARIZE + 1
@@ -49,6 +45,10 @@ class AugmentConfig:
     local_size: int = 96
     global_crops: int = 2
     local_crops: int = 8
+    gram_size: int | None = None
+    """Also cut each global crop at this size, for a Gram teacher that sees more pixels; None makes no such crops."""
+    gram_distortions: bool = False
+    """Gram crops get the colours and blur of their global crop too; without, they are resized and flipped only."""
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -94,6 +94,8 @@ class Crops(NamedTuple):
     """[G*B, 3, g, g] float32"""
     locals_: Tensor
     """[L*B, 3, l, l] float32"""
+    gram: Tensor
+    """[G*B, 3, gg, gg] float32: the boxes of the global crops at the Gram teacher's size; [0, 3, 0, 0] without one"""
 
 
 class Draws(NamedTuple):
@@ -175,31 +177,52 @@ class MultiCrop:
         """
         _check_images(images)
         sizes = torch.tensor([tuple(image.shape[1:]) for image in images], dtype=torch.float64).view(-1, 2)
-        images = [_channels_last(image) for image in images]
-        return Crops(
-            self._render_view(images, sizes, draws.globals_, self._globals),
-            self._render_view(images, sizes, draws.locals_, self._locals),
-        )
+        images = [channels_last(image) for image in images]
+        globals_, gram = self._render_globals(images, sizes, draws.globals_)
+        pixels = self._pixels(images, sizes, draws.locals_, self._locals, self._locals.size)
+        return Crops(globals_, self._distorted(pixels, draws.locals_, self._locals), gram)
 
-    def _render_view(self, images: list[Tensor], sizes: Tensor, uniforms: Tensor, view: _View) -> Tensor:
-        """[C*B, 3, size, size] from B images with sizes [B, 2] and uniforms [C, B, columns]."""
-        parameters = self._parameters(uniforms, view)
+    def _render_globals(self, images: list[Tensor], sizes: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Global crops and Gram crops of the same boxes. Both come from one base cut at the larger of the two sizes.
+
+        Without distortions the base is resized to each size first; with them it is distorted at its own size, then
+        resized. All resizing is antialiased bicubic, as released (DINOv3 section 4.3 and its code).
+        """
+        config, view = self.config, self._globals
+        if config.gram_size is None:
+            pixels = self._pixels(images, sizes, uniforms, view, view.size)
+            return self._distorted(pixels, uniforms, view), torch.empty(0, 3, 0, 0)
+        base = self._pixels(images, sizes, uniforms, view, max(view.size, config.gram_size))
+        if config.gram_distortions:
+            distorted = self._distorted(base, uniforms, view)
+            return resized(distorted, view.size), resized(distorted, config.gram_size)
+        gram = resized(base, config.gram_size).float().div_(255)
+        gram = colour.on_rows(gram, uniforms[..., _FLIP].flatten() < config.flip, lambda chosen: chosen.flip(-1))
+        return self._distorted(resized(base, view.size), uniforms, view), self._normalised(gram)
+
+    def _pixels(self, images: list[Tensor], sizes: Tensor, uniforms: Tensor, view: _View, size: int) -> Tensor:
+        """uint8 [C*B, 3, size, size]: the boxes of a view in B images of sizes [B, 2]; uniforms [C, B, columns]."""
         uniforms = uniforms.flatten(0, 1)
         boxes = crop_boxes(uniforms, sizes.repeat(len(view.blur), 1), view.scale, self.config.aspect)
-        pixels = resized_crops(images, boxes, view.size)
+        return resized_crops(images, boxes, size)
+
+    def _distorted(self, pixels: Tensor, uniforms: Tensor, view: _View) -> Tensor:
+        """Normalised float32 of the shape of `pixels`, flipped and with changed colours; uniforms [C, B, columns]."""
+        size = pixels.shape[-1]
+        parameters = self._parameters(uniforms, view, size)
         crops = torch.empty(pixels.shape)
-        step = max(_PIECE // (3 * view.size**2), 1)
+        step = max(_PIECE // (3 * size**2), 1)
         for start in range(0, len(crops), step):
             stop = start + step
             crops[start:stop] = self._photometric(pixels[start:stop], parameters.rows(start, stop))
         return crops
 
-    def _parameters(self, uniforms: Tensor, view: _View) -> _Parameters:
-        """What uniforms [C, B, columns] mean for the C*B crops of a view."""
+    def _parameters(self, uniforms: Tensor, view: _View, size: int) -> _Parameters:
+        """What uniforms [C, B, columns] mean for the C*B crops of a view, distorted at `size` pixels."""
         config = self.config
         blur, solarize = uniforms.new_tensor(view.blur)[:, None], uniforms.new_tensor(view.solarize)[:, None]
         low, high = config.blur_sigma
-        shrink = blur_kernel(config, view.size) / config.blur_kernel
+        shrink = blur_kernel(config, size) / config.blur_kernel
         spread = uniforms.new_tensor([config.brightness, config.contrast, config.saturation, config.hue])
         centre = uniforms.new_tensor([1.0, 1.0, 1.0, 0.0])
         lowest = (centre - spread).clamp_min(uniforms.new_tensor([0.0, 0.0, 0.0, -0.5]))
@@ -226,54 +249,18 @@ class MultiCrop:
             images, parameters.blur, lambda chosen, sigma: colour.gaussian_blur(chosen, kernel, sigma), parameters.sigma
         )
         images = colour.on_rows(images, parameters.solarize, lambda chosen: colour.solarize(chosen, 128 / 255))
+        return self._normalised(images)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1] to normalised ones, in place."""
         mean, std = images.new_tensor(self.config.mean), images.new_tensor(self.config.std)
         return images.sub_(mean[:, None, None]).div_(std[:, None, None])
-
-
-def crop_boxes(uniforms: Tensor, sizes: Tensor, scale: tuple[float, float], aspect: tuple[float, float]) -> Tensor:
-    """Random boxes [N, 4] int64 (top, left, height, width, pixels) in images of sizes [N, 2] (height, width).
-
-    The rule of torchvision's RandomResizedCrop: of ten draws of a uniform area share and a log-uniform aspect the
-    first that fits, at a uniform place; if none fits, the largest centred box within the aspect range.
-    `uniforms` are rows of `MultiCrop.draw`.
-    """
-    height, width = sizes.double().split(1, dim=1)
-    share, log_low, log_high = uniforms[:, _AREA].double(), math.log(aspect[0]), math.log(aspect[1])
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
-    ratio = torch.exp(log_low + (log_high - log_low) * uniforms[:, _ASPECT].double())
-    tall, wide = torch.round(torch.sqrt(area / ratio)), torch.round(torch.sqrt(area * ratio))
-    fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
-    first = fits.byte().argmax(1, keepdim=True)
-    tall, wide, found = tall.gather(1, first), wide.gather(1, first), fits.gather(1, first)
-    tall = torch.where(found, tall, torch.minimum(height, torch.round(width / aspect[0])))
-    wide = torch.where(found, wide, torch.minimum(width, torch.round(height * aspect[1])))
-    down, across = uniforms[:, _PLACE].double().split(1, dim=1)
-    top = torch.where(found, down * (height - tall + 1), (height - tall) / 2).floor()
-    left = torch.where(found, across * (width - wide + 1), (width - wide) / 2).floor()
-    return torch.cat([top, left, tall, wide], dim=1).long()
-
-
-def resized_crops(images: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    """uint8 [N, 3, size, size]: box n of image n % B, resized with antialiased bicubic interpolation.
-
-    Equal to torchvision's `resized_crop` on uint8 tensors. Images in channels-last memory go about twice as fast.
-    """
-    crops = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
-    for number, (top, left, height, width) in enumerate(boxes.tolist()):
-        window = images[number % len(images)][None, :, top : top + height, left : left + width]
-        crops[number] = F.interpolate(window, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
-    return crops
 
 
 def blur_kernel(config: AugmentConfig, size: int) -> int:
     """Side in pixels of the blur kernel for crops of `size` pixels: odd, from 3 to min(blur_kernel, size / 10)."""
     limit = max(min(config.blur_kernel, size // 10), 3)
     return limit - 1 + limit % 2
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    """[3, h, w] with the channels next to each other in memory."""
-    return image if image.stride(0) == 1 else torch.stack(image.unbind(0), dim=-1).permute(2, 0, 1)
 
 
 def _check_images(images: Sequence[Tensor]) -> None:
@@ -286,9 +273,10 @@ def _check_images(images: Sequence[Tensor]) -> None:
 
 
 def _check_sizes(config: AugmentConfig) -> None:
-    for name in ("global_size", "local_size"):
-        if getattr(config, name) < 4:
-            raise ValueError(f"AugmentConfig.{name} is {getattr(config, name)} pixels; crops need at least 4.")
+    for name in ("global_size", "local_size", "gram_size"):
+        size = getattr(config, name)
+        if size is not None and size < 4:
+            raise ValueError(f"AugmentConfig.{name} is {size} pixels; crops need at least 4.")
     if config.global_crops < 1 or config.local_crops < 0:
         raise ValueError(
             f"AugmentConfig has global_crops={config.global_crops} and local_crops={config.local_crops}; "

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.augment import MultiCrop
+from training.data.augment import AugmentConfig, MultiCrop
 from training.data.masking import MaskConfig, block_masks
+from training.data.mixing import ResolutionMix
 from training.data.order import sample_index
 from training.data.sources import ImageSource
 
@@ -68,14 +69,17 @@ class Batch(NamedTuple):
     """Optimizer steps done before this one"""
     load_seconds: float
     """Time it took to make, in whatever process that was"""
+    gram: Tensor = torch.empty(0, 3, 0, 0)
+    """[G*B, 3, gg, gg] float32, normalised: the global crops for a Gram teacher; [0, 3, 0, 0] when it needs none"""
 
 
 class BatchStream:
     """Batches of a source, step by step.
 
     `rank` of `world` processes gets images rank * b to (rank + 1) * b of every global batch, b = batch_size / world.
-    With `mask_config` None no patch is masked. Raises ValueError for crop sizes that are not multiples of
-    `patch_size`, for a batch that ranks cannot share evenly and for an empty source.
+    With `mask_config` None no patch is masked. With a `mix` the sizes of the crops change from step to step, for all
+    ranks alike. Raises ValueError for crop sizes that are not multiples of `patch_size`, for a batch that ranks cannot
+    share evenly and for an empty source.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class BatchStream:
         patch_size: int,
         config: BatchConfig,
         *,
+        mix: ResolutionMix | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -97,10 +102,11 @@ class BatchStream:
                 f"batch_size must be a multiple of the number of ranks, and ranks count from 0."
             )
         self.source = source
-        self.multicrop = multicrop
+        self.mix = mix or ResolutionMix()
+        self.multicrops = tuple(MultiCrop(config) for config in self.mix.variants(multicrop.config))
+        self.grids = tuple(_grid(each.config, patch_size) for each in self.multicrops)
         self.mask_config = mask_config
         self.config = config
-        self.grid = _grid(multicrop, patch_size)
         self._share = config.batch_size // world
         self._start = rank * self._share
         self._bad: dict[tuple[str, str], None] = {}
@@ -118,10 +124,13 @@ class BatchStream:
         positions = range(step * size + start, step * size + stop)
         indices = [sample_index(self.config.seed, position, len(self.source)) for position in positions]
         with _one_thread():
-            draws = self.multicrop.draw(size, generator_for(self.config.seed, "crops", step))
-            crops = self.multicrop.render([self.source[index] for index in indices], draws.samples(start, stop))
-            masks = self._masks(step)
-        return Batch(*crops, masks, torch.tensor(indices), step, time.perf_counter() - began)
+            variant = self.mix.draw(generator_for(self.config.seed, "resolution", step))
+            multicrop = self.multicrops[variant]
+            draws = multicrop.draw(size, generator_for(self.config.seed, "crops", step))
+            crops = multicrop.render([self.source[index] for index in indices], draws.samples(start, stop))
+            masks = self._masks(step, multicrop.config.global_crops, self.grids[variant])
+        seconds = time.perf_counter() - began
+        return Batch(crops.globals_, crops.locals_, masks, torch.tensor(indices), step, seconds, crops.gram)
 
     def iterate(self, start_step: int, total_steps: int) -> Iterator[Batch]:
         """The batches of steps start_step to total_steps - 1, in order.
@@ -160,13 +169,13 @@ class BatchStream:
             generator=torch.Generator(),
         )
 
-    def _masks(self, step: int) -> Tensor:
-        """This rank's masks [G*B, H, W] of the step."""
-        crops, size = self.multicrop.config.global_crops, self.config.batch_size
+    def _masks(self, step: int, crops: int, grid: tuple[int, int]) -> Tensor:
+        """This rank's masks [G*B, H, W] of the step, for `crops` global crops of each image."""
+        size = self.config.batch_size
         if self.mask_config is None:
-            return torch.zeros(crops * self._share, *self.grid, dtype=torch.bool)
+            return torch.zeros(crops * self._share, *grid, dtype=torch.bool)
         generator = generator_for(self.config.seed, "masks", step)
-        masks = block_masks(crops * size, self.grid, self.mask_config, generator)
+        masks = block_masks(crops * size, grid, self.mask_config, generator)
         return masks.unflatten(0, (crops, size))[:, self._start : self._start + self._share].flatten(0, 1)
 
 
@@ -190,11 +199,11 @@ def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _grid(multicrop: MultiCrop, patch_size: int) -> tuple[int, int]:
+def _grid(config: AugmentConfig, patch_size: int) -> tuple[int, int]:
     """(H, W) patches of a global crop."""
-    config = multicrop.config
-    for name, size in (("global_size", config.global_size), ("local_size", config.local_size)):
-        if size % patch_size:
+    for name in ("global_size", "local_size", "gram_size"):
+        size = getattr(config, name)
+        if size is not None and size % patch_size:
             below = size // patch_size * patch_size
             nearest = f"{below} or {below + patch_size}" if below else str(patch_size)
             raise ValueError(

@@ -7,6 +7,7 @@ Sources: SimCLR (Chen et al. 2020, Alg. 1), MoCo (He et al. 2020, Alg. 1), MoCo 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
@@ -74,6 +75,11 @@ class ContrastConfig:
     def masked(self) -> bool:
         """No patch is hidden."""
         return False
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """No frozen network is referred to."""
+        return {}
 
     def build(self, *, seed: int, device: str = "cpu") -> Contrast:
         """See `Objective.build`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from training.data.batch import Batch
 from workbench.backbones import VisionTransformer, ViTConfig
+
+FORK = "fork"
+"""Among `Objective.references`: the EMA teacher that the run starts with."""
 
 
 class StepLosses(NamedTuple):
@@ -32,6 +36,12 @@ class Objective(Protocol):
     @property
     def masked(self) -> bool:
         """Whether batches need patch masks."""
+        ...
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Frozen networks that come from elsewhere: a name of `Phase.modules` -> a `load_backbone` spec, or
+        FORK. Loaded once, at step 0."""
         ...
 
     def resolve(self, total_steps: int, batch_size: int) -> Self:

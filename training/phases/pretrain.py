@@ -7,8 +7,9 @@ DINOv3 (Simeoni et al. 2025, Sec. 3). Defaults follow the code that trained the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from training.losses import (
 from training.phases.phase import StepLosses
 from training.schedules import Schedule, constant, to_steps
 from workbench.backbones import VisionTransformer, ViTConfig
+from workbench.features import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class PretrainConfig:
     initialisation: Literal["official", "fan-in"] = "official"
     """"official": normal with std 0.02; "fan-in": std from the layer width, which narrow networks need to learn."""
     dino_weight: float = 1.0
+    local_weight: Schedule = field(default_factory=lambda: constant(1.0))
+    """Factor of the local crops' share of the DINO loss; the global crops' share stays as it is."""
     ibot_weight: float = 1.0
     ibot_warmup_steps: int | float = 0
     """The iBOT weight rises linearly from 0 over so many steps (a float below 1: fraction of the run); an untrained
@@ -69,17 +73,24 @@ class PretrainConfig:
             )
         if not all(0 <= value <= 1 for value in self.momentum.extremes()):
             raise ValueError(f"PretrainConfig.momentum has levels {self.momentum.extremes()}; all must lie in [0, 1].")
+        if not all(0 <= value < math.inf for value in self.local_weight.extremes()):
+            raise ValueError(f"PretrainConfig.local_weight has levels {self.local_weight.extremes()}; 0 is the least.")
 
     @property
     def masked(self) -> bool:
         """Masks are drawn only if iBOT uses them."""
         return bool(self.ibot_weight)
 
+    @property
+    def references(self) -> Mapping[str, str]:
+        """See `Objective.references`."""
+        return {}
+
     def build(self, *, seed: int, device: str = "cpu") -> Pretrain:
         """See `Objective.build`."""
         return Pretrain(self, seed=seed, device=device)
 
-    def resolve(self, total_steps: int, batch_size: int) -> PretrainConfig:
+    def resolve(self, total_steps: int, batch_size: int) -> Self:
         """See `Objective.resolve`."""
         if self.koleo_group is not None and batch_size % self.koleo_group:
             raise ValueError(
@@ -89,13 +100,17 @@ class PretrainConfig:
         return replace(
             self,
             ibot_warmup_steps=to_steps(self.ibot_warmup_steps, total_steps),
+            local_weight=self.local_weight.resolve(total_steps),
             teacher_temperature=self.teacher_temperature.resolve(total_steps),
             momentum=self.momentum.resolve(total_steps),
         )
 
 
 class Networks(nn.Module):
-    """A backbone with its two projection heads: the student, and the same again as the teacher."""
+    """A backbone with its two projection heads: the student, and the same again as the teacher.
+
+    Under `with torch.device("meta")` nothing is allocated or drawn.
+    """
 
     def __init__(self, config: PretrainConfig, generator: torch.Generator):
         super().__init__()
@@ -103,17 +118,38 @@ class Networks(nn.Module):
         self.backbone = VisionTransformer(config.backbone)
         self.dino_head = ProjectionHead(config.backbone.embed_dim, config.dino_head)
         self.ibot_head = ProjectionHead(config.backbone.embed_dim, config.ibot_head)
+        if self.backbone.cls_token.is_meta:
+            return  # shapes only, nothing to fill
         for module in (self.backbone, self.dino_head, self.ibot_head):
             module.init_weights(generator, std=std)
+
+
+class Views(NamedTuple):
+    """What the networks made of a batch."""
+
+    globals_: Features
+    """The student's, of the global crops with their masks applied."""
+    locals_: Features
+    """The student's, of the local crops."""
+    teacher: Features
+    """The EMA teacher's, of the global crops, unmasked, without a graph."""
+    masks: Tensor | None
+    """[G*B, H, W] bool: which patches of the global crops the student did not see; None: it saw all."""
+
+
+class Term(NamedTuple):
+    """One part of the total loss."""
+
+    weight: float
+    value: Tensor
 
 
 class Pretrain:
     """The `pretrain` phase: a student learns its EMA teacher's prototype assignments."""
 
-    name = PretrainConfig.phase
-
     def __init__(self, config: PretrainConfig, *, seed: int, device: str = "cpu"):
         self.config = config
+        self.name = config.phase
         self.student = Networks(config, torch.Generator().manual_seed(seed)).to(device)
         self.teacher = Networks(config, torch.Generator().manual_seed(seed)).to(device)
         copy_weights(self.teacher, self.student)
@@ -154,26 +190,35 @@ class Pretrain:
 
     def losses(self, batch: Batch, step: int) -> StepLosses:
         """Total loss of one batch: crops are crop-major, `batch.globals_` [G*B, 3, g, g], masks [G*B, H, W]."""
-        config, images = self.config, len(batch.indices)
         self._next_centers = {}
-        masked = batch.masks if config.ibot_weight else None
-        temperature = config.teacher_temperature(step)
-        targets, patch_targets = self._targets(batch, temperature, masked)
-        global_features, local_features = self._student(batch, masked)
-        crops = global_features.cls.shape[0] // images
-        cls = torch.cat([global_features.cls, local_features.cls])
-        dino = self._dino(cls.unflatten(0, (-1, images)), targets.unflatten(0, (crops, images)))
-        koleo = sum((self._koleo(cls) for cls in global_features.cls.chunk(crops)), dino.new_zeros(()))
-        total = config.dino_weight * dino + config.koleo_weight * koleo
-        record = {"loss/dino": dino, "loss/koleo": koleo, **_assignment_statistics(targets)}
-        if masked is not None and patch_targets is not None:
-            ibot = self._ibot(global_features.patches, masked, patch_targets)
-            total = total + config.ibot_weight * self._ibot_ramp(step) * ibot
-            record["loss/ibot"] = ibot
-        record["loss/total"] = total
+        views = self._views(batch)
+        terms, record = self._terms(batch, views, step)
+        total = sum((term.weight * term.value for term in terms.values()), views.globals_.cls.new_zeros(()))
+        record = {f"loss/{name}": term.value for name, term in terms.items()} | record | {"loss/total": total}
         return StepLosses(total, {name: value.detach() for name, value in record.items()})
 
-    def _student(self, batch: Batch, masked: Tensor | None):
+    def _views(self, batch: Batch) -> Views:
+        masks = batch.masks if self.config.ibot_weight else None
+        with torch.no_grad():
+            teacher = self.teacher.backbone(batch.globals_)
+        return Views(*self._student(batch, masks), teacher, masks)
+
+    def _terms(self, batch: Batch, views: Views, step: int) -> tuple[dict[str, Term], dict[str, Tensor]]:
+        """The parts of the total loss by name, and what else is worth a record."""
+        config, images = self.config, len(batch.indices)
+        targets, patch_targets = self._targets(views, config.teacher_temperature(step))
+        crops = views.globals_.cls.shape[0] // images
+        cls = torch.cat([views.globals_.cls, views.locals_.cls])
+        local_weight = config.local_weight(step)
+        dino = self._dino(cls.unflatten(0, (-1, images)), targets.unflatten(0, (crops, images)), local_weight)
+        koleo = sum((self._koleo(cls) for cls in views.globals_.cls.chunk(crops)), dino.new_zeros(()))
+        terms = {"dino": Term(config.dino_weight, dino), "koleo": Term(config.koleo_weight, koleo)}
+        if views.masks is not None and patch_targets is not None:
+            ibot = self._ibot(views.globals_.patches, views.masks, patch_targets)
+            terms["ibot"] = Term(config.ibot_weight * self._ibot_ramp(step), ibot)
+        return terms, _assignment_statistics(targets)
+
+    def _student(self, batch: Batch, masked: Tensor | None) -> tuple[Features, Features]:
         if not len(batch.locals_):
             features = self.student.backbone.forward_groups([batch.globals_], [masked])[0]
             return features, features._replace(cls=features.cls[:0])
@@ -181,13 +226,12 @@ class Pretrain:
         return groups[0], groups[1]
 
     @torch.no_grad()
-    def _targets(self, batch: Batch, temperature: float, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _targets(self, views: Views, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Teacher probabilities: class tokens [G*B, K] and, when iBOT is on, masked patches [M, K]."""
-        features = self.teacher.backbone(batch.globals_)
-        cls = self._assign(self.teacher.dino_head, features.cls, temperature, "dino")
-        if masked is None:
+        cls = self._assign(self.teacher.dino_head, views.teacher.cls, temperature, "dino")
+        if views.masks is None:
             return cls, None
-        return cls, self._assign(self.teacher.ibot_head, features.patches[masked], temperature, "ibot")
+        return cls, self._assign(self.teacher.ibot_head, views.teacher.patches[views.masks], temperature, "ibot")
 
     def _assign(self, head: ProjectionHead, tokens: Tensor, temperature: float, center: str) -> Tensor:
         if self.config.centering == "sinkhorn":
@@ -199,22 +243,24 @@ class Pretrain:
             self._next_centers[center] = updated
         return probabilities
 
-    def _dino(self, cls: Tensor, targets: Tensor) -> Tensor:
+    def _dino(self, cls: Tensor, targets: Tensor, local_weight: float) -> Tensor:
         """Mean cross-entropy over (student crop, teacher crop) pairs, same-crop pairs left out (DINO Alg. 1).
 
         cls [S, B, D] with the T global crops first, targets [T, B, K]. One global crop meets local crops only.
+        Pairs with a local crop count `local_weight` times; what is divided by stays the number of pairs (DINOv3).
         """
         crops, temperature = targets.shape[0], self.config.student_temperature
         x, prototypes = self.student.dino_head.embed(cls), self.student.dino_head.prototypes()
         if crops == 1:
-            return dino_loss(PrototypeLogits(x[1:], prototypes), targets, student_temperature=temperature)
+            among_locals = dino_loss(PrototypeLogits(x[1:], prototypes), targets, student_temperature=temperature)
+            return local_weight * among_locals
         logits = PrototypeLogits(x[:crops], prototypes)
         among = dino_loss(logits, targets, student_temperature=temperature, ignore_diagonal=True)
         if cls.shape[0] == crops:
             return among
         across = dino_loss(PrototypeLogits(x[crops:], prototypes), targets, student_temperature=temperature)
         pairs_among, pairs_across = crops * (crops - 1), (cls.shape[0] - crops) * crops
-        return (pairs_among * among + pairs_across * across) / (pairs_among + pairs_across)
+        return (pairs_among * among + local_weight * pairs_across * across) / (pairs_among + pairs_across)
 
     def _koleo(self, cls: Tensor) -> Tensor:
         """KoLeo of one crop, cls [B, D]: the mean over groups of `koleo_group` samples that follow one another."""

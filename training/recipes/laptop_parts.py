@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from training.data.augment import AugmentConfig
 from training.data.sources import ScenesConfig
 from training.heads import HeadConfig
@@ -34,10 +36,10 @@ def laptop_crops(**changes) -> AugmentConfig:
     return AugmentConfig(**(crops | changes))
 
 
-def laptop_pretrain(prototypes: int = 128, **changes) -> PretrainConfig:
+def laptop_networks(prototypes: int = 128) -> dict[str, Any]:
     """DINO and KoLeo on a narrow ViT. No iBOT: it costs time and brought nothing by step 500 (docs/log.md)."""
     head = HeadConfig(hidden=256, bottleneck=64, prototypes=prototypes)
-    parts = {
+    return {
         "backbone": ViTConfig.vit_nano(),
         "dino_head": head,
         "ibot_head": head,
@@ -47,7 +49,11 @@ def laptop_pretrain(prototypes: int = 128, **changes) -> PretrainConfig:
         "teacher_temperature": constant(0.03),
         "momentum": laptop_momentum(),
     }
-    return PretrainConfig(**(parts | changes))
+
+
+def laptop_pretrain(prototypes: int = 128, **changes) -> PretrainConfig:
+    """`laptop_networks` as an objective, with `changes` to its fields."""
+    return PretrainConfig(**(laptop_networks(prototypes) | changes))
 
 
 def laptop_momentum() -> Schedule:

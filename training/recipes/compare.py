@@ -20,7 +20,7 @@ from training.heads import EmbeddingHeadConfig, HeadConfig
 from training.optim import OptimConfig
 from training.phases.contrast import ContrastConfig
 from training.phases.pretrain import PretrainConfig
-from training.recipes_laptop import cutout_scenes, laptop_crops, laptop_momentum, laptop_optim, laptop_pretrain
+from training.recipes.laptop_parts import cutout_scenes, laptop_crops, laptop_momentum, laptop_optim, laptop_pretrain
 from training.schedules import Schedule, constant
 from training.trainer import LoopConfig
 from workbench.backbones import ViTConfig
