@@ -81,10 +81,11 @@ def test_a_growing_run_is_followed_within_two_seconds_and_zoom_survives(page, se
     page.wait_for_function(f"{limits}[1] === 60")
     assert "step 60" in page.locator(".mon-badge").inner_text()
     writer.close()
+    page.goto("about:blank")  # a page of a run that goes away asks once more
     shutil.rmtree(writer.path)
 
 
-def test_a_run_without_features_says_what_will_come_and_then_shows_it(page, served):
+def test_a_run_without_features_says_what_will_come_and_then_shows_it(page, served, page_problems):
     writer, images = made_up_run.create(served.folder / "early", side=64)
     made_up_run.log(writer, 0)
     page.wait_for_timeout(1100)
@@ -96,6 +97,9 @@ def test_a_run_without_features_says_what_will_come_and_then_shows_it(page, serv
     writer.close()
     shutil.rmtree(writer.path)
     page.get_by_text("This run was deleted or renamed").wait_for(timeout=5000)
+    # Asked for once more just after it went, the browser notes the 404 by itself: the one error that is meant here.
+    gone = [problem for problem in page_problems if "404" in problem and problem.endswith("/summary)")]
+    page_problems[:] = [problem for problem in page_problems if problem not in gone]
 
 
 def test_hostile_names_are_text(page, served):
@@ -111,6 +115,7 @@ def test_hostile_names_are_text(page, served):
     assert page.evaluate("window.hit") is None
     assert page.locator("img[src=x]").count() == 0
     writer.close()
+    page.goto("about:blank")  # a page of a run that goes away asks once more
     shutil.rmtree(writer.path)
 
 
@@ -258,6 +263,7 @@ def test_a_change_of_colours_is_announced_and_stays_among_the_events(page, serve
     page.get_by_role("button", name="Switch to Chinese").click()
     page.locator(".dfw-log", has_text="颜色重新拟合").wait_for()
     writer.close()
+    page.goto("about:blank")  # a page of a run that goes away asks once more
     shutil.rmtree(writer.path)
 
 
