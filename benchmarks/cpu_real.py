@@ -14,7 +14,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import tyro
-from finished_runs import DOCS, INK, SHOWN, cell, check, class_pictures, draw_rows, fresh_suite, plan_of, score
+from finished_runs import (
+    DOCS,
+    INK,
+    SHOWN,
+    cell,
+    check,
+    class_pictures,
+    draw_rows,
+    fresh_suite,
+    own_suite,
+    plan_of,
+    score,
+)
 
 from training.evaluation.plan import EvaluationPlan, Split
 from training.evaluation.raw_pixels import RawPixels
@@ -39,7 +51,7 @@ def main(runs: tuple[Path, ...], /, docs: Path = DOCS) -> None:
     scores = {split: measure(opened, plan, split) for split in splits}
     (docs / "images").mkdir(parents=True, exist_ok=True)
     (docs / "cpu-real.md").write_text(report(opened, plan, scores), encoding="utf-8")
-    draw_curves(opened, scores["known"]["raw pixels"], docs / "images" / "cpu_real.png")
+    draw_curves(opened, score(own_suite(opened[0]), RawPixels(plan.patch_size)), docs / "images" / "cpu_real.png")
     draw_maps(opened[0], docs / "images" / "cpu-real-pca.png")
     print((docs / "cpu-real.md").read_text(encoding="utf-8"))
 
@@ -85,6 +97,10 @@ def report(runs: list[Run], plan: EvaluationPlan, scores: dict[str, dict[str, li
             f"| {name} | {' | '.join(cell(rows, key) for key in SHOWN)} |" for name, rows in scores[split].items()
         ]
     lines += ["", *verdict(scores["known"]), "", "## Along training, and in pictures", ""]
+    lines += [
+        "The curves, and the dashed line of raw pixels, are on the scenes that a run is evaluated on as it trains.",
+        "",
+    ]
     lines += ["![Scores over training, by seed](images/cpu_real.png)", ""]
     lines += [
         "Top: the classes of eight probe scenes. Middle: PCA of the patches at step 0. Bottom: at the end. One basis, "
@@ -112,15 +128,15 @@ def verdict(known: dict[str, list[dict[str, float]]]) -> list[str]:
     return lines
 
 
-def draw_curves(runs: list[Run], raw: list[dict[str, float]], path: Path) -> None:
+def draw_curves(runs: list[Run], raw: dict[str, float], path: Path) -> None:
     """Three panels over training steps, a line a seed; raw pixels dashed."""
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(10.5, 3.2), layout="constrained")
     for axis, (key, title) in zip(axes, SHOWN.items(), strict=True):
         for run in runs:
             rows = run.evaluations()[0]
             axis.plot([row["step"] for row in rows], [row[key] for row in rows], color=ACCENT, linewidth=1.6)
-        axis.axhline(raw[0][key], color=GREY, linestyle="--", linewidth=1.2)
-        axis.annotate("raw pixels", (0.98, raw[0][key]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        axis.axhline(raw[key], color=GREY, linestyle="--", linewidth=1.2)
+        axis.annotate("raw pixels", (0.98, raw[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
         axis.set_title(title, loc="left", color=INK)
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)

@@ -46,13 +46,14 @@ def check(runs: list[Run]) -> None:
         raise SystemExit("two of the runs have the same seed")
 
 
-def plan_of(run: Run) -> EvaluationPlan:
-    """The evaluation scenes of the run, drawn again from its config.json."""
+def plan_of(run: Run, test_scenes: int | None = TEST_SCENES) -> EvaluationPlan:
+    """The evaluation scenes of the run, drawn again from its config.json; `test_scenes` None: as many as it had."""
     tree = run.config
     data, evaluation = dict(tree["data"]), dict(tree["evaluation"])
     scenes = ScenesConfig(**data | {"scene": scene_config(data["scene"])})
+    sizes = {} if test_scenes is None else {"test_scenes": test_scenes}
     config = EvaluationConfig(
-        suite=SuiteConfig(**evaluation["suite"] | {"test_scenes": TEST_SCENES}),
+        suite=SuiteConfig(**evaluation["suite"] | sizes),
         scene=scene_config(evaluation["scene"]),
         probes=evaluation["probes"],
         probe_size=tuple(evaluation["probe_size"]),
@@ -68,6 +69,12 @@ def fresh_suite(run: Run, plan: EvaluationPlan, split: Split) -> Suite:
     """The evaluations on scenes that neither a training nor the choice of a recipe saw."""
     normalisation = run.info["input"]
     return plan.suite(tuple(normalisation["mean"]), tuple(normalisation["std"]), split, offset=FRESH)
+
+
+def own_suite(run: Run) -> Suite:
+    """The evaluations that the run wrote while it trained: what its curves can be compared with."""
+    normalisation = run.info["input"]
+    return plan_of(run, None).suite(tuple(normalisation["mean"]), tuple(normalisation["std"]))
 
 
 def score(suite: Suite, backbone: Backbone) -> dict[str, float]:
