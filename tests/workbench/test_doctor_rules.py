@@ -187,7 +187,7 @@ CASES: dict[str, tuple[str, Build, Build]] = {
     "momentum": (
         "warn",
         config(demo_tree(objective__momentum__peak=0.9999, objective__momentum__start=0.999)),
-        config(demo_tree(objective__momentum__peak=0.999)),
+        config(demo_tree(objective__momentum__peak=0.996, objective__momentum__start=0.996)),
     ),
     "rate-ended": (
         "warn",
@@ -559,6 +559,7 @@ def test_the_fork_that_a_peak_calls_for_is_a_command(tmp_path: Path) -> None:
     assert f"--start.fork 'run:{folder}@step=800'" in finding.fix["en"]
     assert f"--objective.gram.teacher 'run:{folder}@step=200'" in finding.fix["en"], "weights are saved every 200"
     assert "confidence 0.97" in finding.text["zh"]
+    assert "45 % at step 300" in finding.text["en"]
 
 
 def test_dips_and_declines_exclude_each_other(tmp_path: Path) -> None:

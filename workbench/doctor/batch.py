@@ -27,6 +27,7 @@ def _prototypes(case: Case) -> Iterator[Note]:
     rows = batch * crops
     if prototypes <= MOST_PROTOTYPES_A_ROW * rows:
         return
+    enough = math.ceil(prototypes / (MOST_PROTOTYPES_A_ROW * crops))
     advised = max(2 ** int(math.log2(16 * rows)), 2)
     yield Note(
         "warn",
@@ -40,9 +41,9 @@ def _prototypes(case: Case) -> Iterator[Note]:
         ),
         both(
             f"{flag('objective.dino_head.prototypes', advised)} (and the same for ibot_head), or a larger "
-            f"{flag('batch.batch_size', batch * 2)}",
+            f"{flag('batch.batch_size', enough)}",
             f"{flag('objective.dino_head.prototypes', advised)}（ibot_head 同样设置），或更大的批量 "
-            f"{flag('batch.batch_size', batch * 2)}",
+            f"{flag('batch.batch_size', enough)}",
         ),
         metric="teacher/prototypes_used",
     )
@@ -116,10 +117,10 @@ def _koleo_precision(case: Case) -> Iterator[Note]:
         both(
             f"{flag('loop.precision', 'fp32')}, or bf16 with KoLeo in float32"
             if half
-            else f"nothing while loss/koleo stays below 4, otherwise {flag('loop.precision', 'fp32')}",
+            else f"nothing while loss/koleo stays below 5, otherwise {flag('loop.precision', 'fp32')}",
             f"{flag('loop.precision', 'fp32')}，或用 bf16 而 KoLeo 用 float32"
             if half
-            else f"loss/koleo 低于 4 时无需处理，否则 {flag('loop.precision', 'fp32')}",
+            else f"loss/koleo 低于 5 时无需处理，否则 {flag('loop.precision', 'fp32')}",
         ),
         metric="loss/koleo",
     )

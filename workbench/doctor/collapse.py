@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from workbench.doctor import sources
 from workbench.doctor.case import Case, Curve
 from workbench.doctor.finding import Note, both, flag, number, rule
-from workbench.doctor.tree import count_at
+from workbench.doctor.tree import count_at, text_at
 
 LATE = 0.1
 """Share of the run before which nothing is called a collapse: all networks begin near one."""
@@ -85,7 +85,9 @@ def _dead_prototypes(case: Case) -> Iterator[Note]:
     if not curve or curve.middle >= 0.3:
         return
     fewer = max((count_at(case.config, "objective.dino_head.prototypes") or 128) // 4, 2)
-    fix = f"{flag('objective.centering', 'sinkhorn')}, {flag('objective.dino_head.prototypes', fewer)}"
+    fix = flag("objective.dino_head.prototypes", fewer)
+    if text_at(case.config, "objective.centering") != "sinkhorn":
+        fix = f"{flag('objective.centering', 'sinkhorn')}, {fix}"
     yield Note(
         "warn",
         both(

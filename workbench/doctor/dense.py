@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from workbench.doctor.case import Case, Curve
 from workbench.doctor.finding import Note, both, flag, number, plain, printable, rule, run_spec
 from workbench.doctor.tree import count_at
 
+_STEP = re.compile(r"step[ =](\d{1,15})")
 PEAK = "dense-peak"
 """Kind of the event in which onset detection says that dense scores have peaked."""
 SCORES = ("dense/patch_knn", "dense/linear_miou")
@@ -26,6 +28,19 @@ def dense_curve(case: Case) -> tuple[str, Curve]:
     return SCORES[0], Curve([], [])
 
 
+def peak_of(case: Case) -> int | None:
+    """The step that the newest dense-peak event names, else the highest of the curve; None without an event."""
+    events = [event for event in case.events if event.get("kind") == PEAK]
+    if not events:
+        return None
+    named = _STEP.search(plain(events[-1].get("text", "")))
+    if named and int(named[1]) <= events[-1]["step"]:
+        return int(named[1])
+    _, curve = dense_curve(case)
+    curve = curve.since(1)
+    return curve.steps[curve.values.index(max(curve.values))] if curve.steps else events[-1]["step"]
+
+
 def _anchor_command(case: Case, peak: int) -> str:
     """Fork the newest step with the Gram teacher of the peak."""
     teacher = max((step for step in case.weight_steps if step <= peak), default=peak)
@@ -38,16 +53,13 @@ def _anchor_command(case: Case, peak: int) -> str:
 
 def _peaked(case: Case) -> Iterator[Note]:
     """What the onset detector wrote; the numbers of the curve beside its words."""
-    events = [event for event in case.events if event.get("kind") == PEAK]
-    if not events:
+    peak, (name, curve) = peak_of(case), dense_curve(case)
+    if peak is None:
         return
-    name, curve = dense_curve(case)
-    peak, said = events[-1]["step"], plain(events[-1].get("text", ""))
+    said = plain([event.get("text", "") for event in case.events if event.get("kind") == PEAK][-1])
     seen = ("", "")
-    if curve.steps:
-        best = max(curve.values)
-        peak = curve.steps[curve.values.index(best)]
-        first, last = number(100 * best), number(100 * curve.values[-1])
+    if peak in curve.steps:
+        first, last = (number(100 * curve.values[row]) for row in (curve.steps.index(peak), -1))
         seen = (
             f" {name}: {first} % at step {peak}, {last} % at step {curve.steps[-1]}.",
             f" {name}：第 {peak} 步 {first} %，第 {curve.steps[-1]} 步 {last} %。",
@@ -119,9 +131,9 @@ def _below_start(case: Case) -> Iterator[Note]:
             f"{number(100 * curve.values[0])} %：到目前为止，训练损害了密集特征。",
         ),
         both(
-            "an objective with local crops keeps more of them here (docs/log.md); for given weights: "
-            f"{flag('optim.backbone_lr_multiplier', 0.1)}",
-            f"带局部裁剪的目标在这里保留得更多（docs/log.md）；若从已有权重开始："
+            "compare the maps of both steps; try another objective (recipes cpu_dinov1 to cpu_mocov3); for given "
+            f"weights: {flag('optim.backbone_lr_multiplier', 0.1)}",
+            "比较两步的图；换一个目标试试（配方 cpu_dinov1 到 cpu_mocov3）；若从已有权重开始："
             f"{flag('optim.backbone_lr_multiplier', 0.1)}",
         ),
         metric=name,
@@ -174,12 +186,9 @@ def _high_norms(case: Case) -> Iterator[Note]:
 
 def _peak_lost(case: Case) -> Iterator[Note]:
     """A peak was found, but its step cannot be taken up again."""
-    steps = case.event_steps(PEAK)
-    every = count_at(case.config, "loop.keep_every")
-    _, curve = dense_curve(case)
-    if not steps or not curve.steps:
+    peak, every = peak_of(case), count_at(case.config, "loop.keep_every")
+    if peak is None:
         return
-    peak = curve.steps[curve.values.index(max(curve.values))]
     save = count_at(case.config, "loop.save_every") or 1
     if (every and peak % every == 0) or peak > case.step - 2 * save:
         return

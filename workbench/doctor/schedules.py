@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from workbench.doctor import sources
@@ -57,14 +58,15 @@ def _momentum(case: Case) -> Iterator[Note]:
     horizon = 1 / max(1 - min(levels), 1e-9)
     fix = f"{flag('objective.momentum.start', 0.9)} {flag('objective.momentum.peak', 0.99)}"
     fix += f" {flag('objective.momentum.warmup_steps', 0.05)}"
-    if case.from_scratch and horizon > total / 3 and total > 10:
+    if case.from_scratch and horizon > total / 2 and total > 10:
+        left = 100 * math.exp(-total / horizon)
         yield Note(
             "warn",
             both(
                 f"the teacher averages over at least {horizon:.0f} steps (momentum {number(min(levels))}) of a run of "
-                f"{total}: for much of it the targets come from random weights.",
+                f"{total}: at its end {left:.0f} % or more of the teacher are still the random weights of step 0.",
                 f"教师至少对 {horizon:.0f} 步取平均（动量 {number(min(levels))}），而训练只有 {total} 步："
-                "大部分时间目标来自随机权重。",
+                f"结束时教师至少还有 {left:.0f} % 是第 0 步的随机权重。",
             ),
             both(fix, fix),
             metric="teacher/momentum",
