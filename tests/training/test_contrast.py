@@ -207,6 +207,7 @@ def test_bfloat16_autocast_gives_a_finite_float32_loss_near_the_exact_one(method
     outcome.total.backward()
     assert outcome.total.dtype == torch.float32
     assert outcome.total.item() == pytest.approx(exact.item(), rel=0.1)
+    assert outcome.record["contrast/positive_cosine"].dtype == torch.float32
     phase.after_step(0)
     assert phase.queue is None or phase.queue.keys.dtype == torch.float32
 
