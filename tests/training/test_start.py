@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.config import TrainConfig
+from training.data.batch import generator_for
 from training.data.mixing import ResolutionMix
 from training.data.sources import ScenesConfig
 from training.evaluation.plan import EvaluationPlan
@@ -103,6 +105,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 # A resume
+
+
+def test_the_steps_of_the_resumes_hold_what_they_should(parent: Path):
+    """The end of the warm-up, both refreshes, and a dozen changes of resolution lie among steps 0 to 24."""
+    config = child_config(parent).resolve()
+    rates = [config.optim.lr(step) for step in range(STEPS)]
+    assert rates.index(max(rates)) == 4
+    gram = config.objective.gram
+    assert [step for step in range(1, STEPS) if gram.refreshes(step) > gram.refreshes(step - 1)] == [8, 16]
+    drawn = [config.resolutions.draw(generator_for(config.seed, "resolution", step)) for step in range(STEPS)]
+    assert sum(one != other for one, other in pairwise(drawn)) >= 12
 
 
 @pytest.mark.slow
