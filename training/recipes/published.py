@@ -165,7 +165,6 @@ def vit7b16_adapt() -> TrainConfig:
         base,
         recipe="vit7b16_adapt",
         seed=2,
-        augment=replace(base.augment, gram_size=512, gram_distortions=False),
         resolutions=ResolutionMix(choices=mix),
         batch=replace(base.batch, batch_size=2048),
         objective=AdaptConfig(
