@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,54 @@ def test_wrong_files_are_explained(official: VisionTransformer, tmp_path: Path) 
         load_backbone(f"dinov3:vits16:{tmp_path / 'other.safetensors'}")
     with pytest.raises(ValueError, match="does not fit timm model"):
         load_backbone(f"timm:{TINY}:{tmp_path / 'other.safetensors'}")
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "before archives"])
+def test_a_damaged_pth_is_explained(archive: bool, official: VisionTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "vits.pth"
+    torch.save(official.state_dict(), path, _use_new_zipfile_serialization=archive)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for size in (0, 1, 10, 100, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"vits\.pth.* damaged"):
+            load_backbone(f"dinov3:vits16:{path}")
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(20):
+            damaged[draw.randrange(4000)] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_backbone(f"dinov3:vits16:{path}")
+        except ValueError:  # anything else fails the test
+            refused += 1
+    assert refused > 30
+
+
+def test_a_pth_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    torch.save({"cls_token": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert (tmp_path / "small.pth").stat().st_size < 10_000
+    assert "cls_token" in torch.load(tmp_path / "small.pth", weights_only=True), "torch unpacks it"
+    with pytest.raises(ValueError, match=r"would unpack to 40\d{4} bytes"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'small.pth'}")
+
+
+@pytest.mark.parametrize("spec", ["dinov3:vits16", f"timm:{TINY}"])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [({1: torch.zeros(1)}, "has the key 1; a checkpoint is a dict of named tensors"), ([], "holds a list")],
+    ids=["number", "list"],
+)
+def test_names_are_words(state, message: str, spec: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(f"{spec}:{tmp_path / 'w.pth'}")
+    torch.save({"teacher": {1: torch.zeros(1)}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="has the key 1" if "dinov3" in spec else "does not fit"):
+        load_backbone(f"{spec}:{tmp_path / 'w.pth'}")
