@@ -209,6 +209,29 @@ def test_a_pth_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> Non
         load_backbone(f"dinov3:vits16:{tmp_path / 'small.pth'}")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm.bias": torch.zeros(32).to_sparse()}, "norm.bias is a tensor of .*not of plain floats"),
+        ({"norm.bias": torch.zeros(32, dtype=torch.int64)}, "norm.bias is a tensor of torch.int64"),
+        ({"norm.bias": torch.zeros(32, dtype=torch.complex64)}, "norm.bias is a tensor of torch.complex64"),
+        ({"norm.bias": torch.zeros(32, device="meta")}, "norm.bias is a tensor of .*meta"),
+        ({"norm.bias": "zeros"}, "norm.bias is a str, not a tensor"),
+        ({"norm.bias": torch.zeros(1, dtype=torch.bfloat16).expand(10**15)}, "size mismatch for norm.bias"),
+        ({"blocks.0.attn.qkv.bias_mask": torch.full((96,), torch.nan)}, r"blocks\.0\.attn\.qkv\.bias_mask must be 1"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(96)}, r"blocks\.1\.attn\.qkv\.bias_mask must be 1"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(2)}, r"size mismatch for blocks\.1\.attn\.qkv\.bias_mask"),
+    ],
+    ids=["sparse", "int64", "complex", "meta", "text", "expanded", "NaN mask", "mask of ones", "short mask"],
+)
+def test_tensors_that_are_not_the_network_s_are_refused(
+    change: dict, message: str, official: VisionTransformer, tmp_path: Path
+) -> None:
+    torch.save(official.state_dict() | change, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'w.pth'}")
+
+
 @pytest.mark.parametrize("spec", ["dinov3:vits16", f"timm:{TINY}"])
 @pytest.mark.parametrize(
     ("state", "message"),

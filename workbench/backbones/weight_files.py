@@ -60,19 +60,18 @@ def _load_pth(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors, or is damaged; convert it to .safetensors.") from error
-    except OSError:
-        raise
     except Exception as error:  # damage shows as almost any kind: EOFError, KeyError, IndexError, AssertionError, …
         raise ValueError(f"cannot read {path}, it is damaged: {error or type(error).__name__}") from error
 
 
 def _check_archive(path: Path) -> None:
     """Refuse a zip archive that unpacks to more than it is; `torch.save` compresses nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return  # the format from before archives, or damaged: torch says which
+    with path.open("rb") as file:  # outside what follows: a file that may not be opened is not a damaged one
+        try:
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except Exception:  # of the format from before archives, or damaged: torch says which
+            return
     if unpacked > path.stat().st_size:
         raise ValueError(f"{path} would unpack to {unpacked} bytes; torch.save writes no compressed archives.")
 
