@@ -16,6 +16,8 @@ from workbench.images import IMAGENET_MEAN, IMAGENET_STD
 
 LIBRARIES = ("transformers", "timm")
 Library = Literal["transformers", "timm"]
+EXPORTED_BY = "by the Dense Feature Workbench"
+"""What every card says, and by what an earlier export is known."""
 LONGEST_TEXT = 200
 """Characters of foreign text shown at most."""
 
@@ -79,7 +81,7 @@ def model_card(
     """
     parts = [
         _head(library),
-        f"# {plain(title)}\n\nDense features of images, exported for {library} by the Dense Feature Workbench.",
+        f"# {plain(title)}\n\nDense features of images, exported for {library} {EXPORTED_BY}.",
         "## Architecture\n\n" + _table(("field", "value"), architecture.items()),
         "## Where it comes from\n\n" + _table(("what", "value"), origin.facts.items()),
         _input_section(origin),

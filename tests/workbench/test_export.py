@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workbench.__main__ import main
@@ -303,6 +303,69 @@ def test_nothing_is_overwritten_by_accident(tmp_path: Path, capsys: pytest.Captu
     assert main(["export", spec, str(tmp_path / "run"), "--overwrite"]) == 2
     with pytest.raises(ValueError, match="is a file"):
         export_backbone(spec, out / "thesis.txt")
+
+
+@pytest.mark.parametrize("card", [None, "# A model that somebody downloaded", "\xff"], ids=["none", "other", "latin"])
+def test_a_folder_that_no_export_wrote_is_never_replaced(card: str | None, tmp_path: Path, capsys) -> None:
+    """A downloaded model has the very file names of an export."""
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+    (tmp_path / "out" / "README.md").unlink()
+    if card is not None:
+        (tmp_path / "out" / "README.md").write_bytes(card.encode("latin-1"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert main(["export", f"hf:{tmp_path / 'out'}", str(tmp_path / "out"), "--overwrite"]) == 2
+    assert "holds a model that is no export, by its README.md; nothing was touched" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_comes_in_while_an_export_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+
+    def meanwhile(*arguments, **options) -> None:
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+        save_file(*arguments, **options)
+
+    monkeypatch.setattr("workbench.export.save_file", meanwhile)
+    with pytest.raises(ValueError, match=r"thesis\.txt, which no export writes"):
+        export_backbone(spec, tmp_path / "out", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*EXPORTED, "thesis.txt"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_all_files_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    """safetensors keeps what it writes to the owner; weights to hand on are read by others."""
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    written = [*(tmp_path / "out").iterdir(), *(tmp_path / "run" / "backbones" / "teacher").iterdir()]
+    assert {path.name: path.stat().st_mode for path in written} == {path.name: usual for path in written}
+
+
+@torch.no_grad()
+def test_weights_that_share_memory_are_written_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(standalone.DINOV3_ARCHITECTURES, "vits16", lambda **extra: MLP)
+    model = random_network(MLP)
+    model.load_state_dict(state := model.state_dict() | {"norm.bias": model.state_dict()["norm.weight"]})
+    torch.save(state, tmp_path / "vits.pth")
+    export_backbone(f"dinov3:vits16:{tmp_path / 'vits.pth'}", tmp_path / "out")
+    again = load_backbone(f"hf:{tmp_path / 'out'}")
+    assert (flat_tokens(again.features(picture(model))) - flat_tokens(model(picture(model)))).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_rounded_periods_are_told(library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both libraries compute them, so a network that loaded rounded ones is not the one that they open."""
+    config = ViTConfig(embed_dim=64, depth=1, num_heads=2)
+    monkeypatch.setitem(standalone.DINOV3_ARCHITECTURES, "vits16", lambda **extra: config)
+    state = random_network(config).state_dict()
+    for name, told in (("exact", False), ("rounded", True)):
+        periods = state["rope_embed.periods"] if name == "exact" else state["rope_embed.periods"].bfloat16()
+        torch.save(state | {"rope_embed.periods": periods}, tmp_path / "vits.pth")
+        written = export_backbone(f"dinov3:vits16:{tmp_path / 'vits.pth'}", tmp_path / name, library=library)
+        assert any("RoPE periods of these weights are rounded" in note for note in written.left_out) == told
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
