@@ -27,8 +27,12 @@ DINOV3_TERMS = (
 )
 RUN_TERMS = (
     "The code that trained these weights is under the Apache License 2.0. The weights are under the terms that their "
-    "trainer chooses, within those of the training images and of the parent's weights if there is a parent; this card "
-    "sets none. Write them here before you publish."
+    "trainer chooses, within those of the training images and of the weights that training started from, if any; this "
+    "card sets none. Write them here before you publish."
+)
+STARTED_FROM_DINOV3_TERMS = (
+    "Training started from weights published as DINOv3: the *DINOv3 License* of their authors goes with what is made "
+    "of them, and asks that its text does too."
 )
 OTHER_TERMS = "The terms of the weights that were converted apply; this card sets none of its own."
 

@@ -250,6 +250,31 @@ def test_a_card_without_evaluation_or_input_says_so(tmp_path: Path) -> None:
     assert "- mean: 0.485, 0.456, 0.406" in card
 
 
+@pytest.mark.parametrize(
+    ("weights", "parent", "licence"),
+    [
+        ("dinov3:vits16:/home/me/secret/w.pth", "DINOv3 vits16\\, w\\.pth", True),
+        ("hf:/home/me/secret/theirs", "theirs", False),
+        ("run:/home/me/secret/older@step=4:teacher", "older\\@step\\=4\\:teacher", False),
+    ],
+)
+def test_a_run_that_began_with_given_weights_is_not_called_trained_from_scratch(
+    weights: str, parent: str, licence: bool, tmp_path: Path
+) -> None:
+    model, config = random_network(MLP), {"start": {"fork": "", "student": "student", "weights": weights}}
+    with RunWriter.create(tmp_path / "run", info=INFO | {"parent": None, "input": INPUT}, config=config) as writer:
+        writer.backbone("teacher", 2, architecture_of(model), model.state_dict())
+    export_backbone(f"run:{tmp_path / 'run'}", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"| parent | no run\\: trained from given weights\\, {parent} |" in card
+    assert "scratch" not in card
+    assert "secret" not in card
+    (tmp_path / "run" / "config.json").unlink()
+    export_backbone(f"run:{tmp_path / 'run'}", tmp_path / "again")
+    assert "| parent | not recorded |" in (tmp_path / "again" / "README.md").read_text("utf-8")
+    assert ("DINOv3 License" in card) == licence
+
+
 def test_foreign_text_in_a_card_is_text(tmp_path: Path) -> None:
     spec = write_run(
         tmp_path / "run",
