@@ -18,7 +18,7 @@ from workbench.__main__ import main
 from workbench.backbones import ConvNeXt, ConvNeXtConfig, Network, VisionTransformer, ViTConfig, architecture_of
 from workbench.backbones import load as standalone
 from workbench.backbones.architecture import network_of
-from workbench.backbones.timm_names import VIT_MODELS, timm_name, timm_tensors
+from workbench.backbones.timm_names import CONVNEXT_MODELS, VIT_MODELS, timm_name, timm_tensors
 from workbench.export import EXPORTED, export_backbone
 from workbench.loading import load_backbone
 from workbench.runs import RunWriter
@@ -121,6 +121,16 @@ def test_transformers_and_back(config: ViTConfig | ConvNeXtConfig, tmp_path: Pat
             assert torch.equal(kept[name], tensor), name
 
 
+def test_what_only_training_needs_comes_back_too(tmp_path: Path) -> None:
+    config = ViTConfig(
+        embed_dim=32, depth=1, num_heads=2, layerscale=0.25, rope_shift=0.1, rope_jitter=1.5, rope_rescale=3.0
+    )
+    convnext = ConvNeXtConfig(**(CONVNEXT.to_dict() | {"layerscale": 0.25, "drop_path": 0.125}))
+    for index, given in enumerate((config, convnext)):
+        export_backbone(write_run(tmp_path / f"run{index}", random_network(given)), tmp_path / f"out{index}")
+        assert load_backbone(f"hf:{tmp_path / f'out{index}'}").config == given
+
+
 def test_the_processor_normalises_as_the_run_did(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     export_backbone(write_run(tmp_path / "run", random_network(MLP)), tmp_path / "out")
@@ -204,6 +214,29 @@ def test_names_of_timm_mean_the_shapes_of_ours(name: str) -> None:
         assert timm_name(model) == variant
         ours = {key: tensor.shape for key, tensor in timm_tensors(model).items()}
         assert ours == {key: tensor.shape for key, tensor in twin.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_heads": 12}, {"norm_eps": 1e-6}, {"rope_base": 50.0}, {"layerscale": 0.0}, {"mask_k_bias": False}],
+    ids=str,
+)
+def test_a_network_that_only_resembles_a_published_one_has_no_name_in_timm(change: dict) -> None:
+    with torch.device("meta"):
+        assert timm_name(VisionTransformer(ViTConfig.vit_small(**change))) is None
+
+
+@pytest.mark.parametrize("name", CONVNEXT_MODELS)
+def test_convnext_names_of_timm_mean_the_shapes_of_ours(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    config = CONVNEXT_MODELS[name]
+    with torch.device("meta"):
+        model, twin = ConvNeXt(config), timm.create_model(name, num_classes=0)
+        other = ConvNeXt(ConvNeXtConfig(**(config.to_dict() | {"norm_eps": 1e-5})))
+    assert (timm_name(model), timm_name(other)) == (name, None)
+    ours = {key: tensor.shape for key, tensor in timm_tensors(model).items()}
+    assert ours == {key: tensor.shape for key, tensor in twin.state_dict().items()}
+    assert {module.eps for module in twin.modules() if isinstance(module, nn.LayerNorm)} == {config.norm_eps}
 
 
 # ---- the folder and its card ----
