@@ -82,11 +82,11 @@ class SuiteConfig:
     """Weight decay of the linear probe."""
     probe_balance: float = 0.5
     """Class weights of the linear probe are frequency to minus this power."""
-    noise_images: int = 8
+    noise_images: int = 4
     """Images of random pixels whose features show what position adds."""
-    lidar_images: int = 40
+    lidar_images: int = 24
     """Test scenes that LiDAR sees augmented views of, an image-level gauge; 0 or 1 leaves it out."""
-    lidar_views: int = 4
+    lidar_views: int = 3
     """Views of each."""
     resamples: int = 200
     """Resamples of images for standard errors."""

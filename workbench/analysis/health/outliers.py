@@ -40,21 +40,22 @@ def weighted_norm_outliers(patches: Tensor) -> Weighted:
 
 def _share_beyond(norms: Tensor, weights: Tensor) -> Tensor:
     """Weight of the ascending `norms` [M] above median + 5 MAD, for each row of `weights` [R, M]: [R]."""
-    up_to = weights.cumsum(dim=1)
-    middle = norms[(up_to < _HALF).sum(dim=1)]
-    spread = torch.maximum(_median_deviation(norms, up_to, middle), 1e-3 * middle)
-    return (weights * (norms > (middle + 5 * spread)[:, None])).sum(dim=1)
+    before = torch.nn.functional.pad(weights, (1, 0)).cumsum_(dim=1)  # [R, M + 1], weight of the first k norms
+    half = before.new_full((len(weights), 1), _HALF)
+    middle = norms[torch.searchsorted(before, half)[:, 0] - 1]
+    spread = torch.maximum(_median_deviation(norms, before, middle), 1e-3 * middle)
+    inside = torch.searchsorted(norms, middle + 5 * spread, right=True)
+    return before[:, -1] - before.gather(1, inside[:, None])[:, 0]
 
 
-def _median_deviation(norms: Tensor, up_to: Tensor, middle: Tensor) -> Tensor:
+def _median_deviation(norms: Tensor, before: Tensor, middle: Tensor) -> Tensor:
     """Least d [R] such that half of the weight lies within `middle` [R] +- d, by bisection down to rounding.
 
-    `up_to` [R, M] is the weight up to each of the ascending `norms` [M]. Sorting all deviations of all resamples would
-    take most of the time of all gauges.
+    `before` [R, M + 1] is the weight of the first k of the ascending `norms` [M]. Sorting all deviations of all
+    resamples would take most of the time of all gauges.
     """
-    before = torch.nn.functional.pad(up_to, (1, 0))
     low, high = torch.zeros_like(middle), (norms[-1] - norms[0]).expand_as(middle)
-    for _ in range(60):
+    for _ in range(50):
         trial = (low + high) / 2
         first = torch.searchsorted(norms, middle - trial)
         last = torch.searchsorted(norms, middle + trial, right=True)
