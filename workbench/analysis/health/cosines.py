@@ -91,7 +91,8 @@ def locality(patches: Tensor) -> float:
     locality rightly, and a code of position has much of it. NaN when all patches are alike, and for a single patch.
     Source: Moran 1950 (spatial autocorrelation at distance 1), on unit vectors, the far pairs as the baseline.
     """
-    return value_of(weighted_locality(near_cosine_by_image(patches), far_cosine_by_image(patches)), len(patches))
+    gauge = weighted_locality(near_cosine_by_image(patches), far_cosine_by_image(patches))
+    return value_of(gauge, len(patches), patches.device)
 
 
 def locality_of(near: Tensor, far: Tensor) -> Tensor:
