@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.analysis.health import ERROR_SUFFIX
 from workbench.images import IMAGENET_MEAN, IMAGENET_STD
 from workbench.model_card import DINOV3_TERMS, RUN_TERMS, STARTED_FROM_DINOV3_TERMS, Origin
 from workbench.run_layout import parse_json
@@ -51,7 +52,8 @@ def _run_origin(spec: str) -> tuple[Origin, str]:
         "code version": run.info.get("code_version"),
     }
     facts = {name: value for name, value in facts.items() if value is not None}
-    scores = {name: value for name, value in last.items() if name not in ("step", "seconds", "backbone")}
+    rest = ("step", "seconds", "backbone")
+    scores = {name: value for name, value in last.items() if name not in rest and not name.endswith(ERROR_SUFFIX)}
     about = run.info.get("input")
     found = _statistics(about if isinstance(about, Mapping) else {}, "mean", "std")
     terms = f"{RUN_TERMS} {STARTED_FROM_DINOV3_TERMS}" if weights and weights.startswith("dinov3:") else RUN_TERMS
