@@ -41,7 +41,7 @@ def lab_healthy() -> TrainConfig:
         augment=laptop_crops(),
         batch=BatchConfig(batch_size=32, workers=1),
         objective=laptop_pretrain(),
-        optim=laptop_optim(lr=Schedule(peak=4e-3, warmup_steps=25)),
+        optim=laptop_optim(lr=Schedule(peak=4e-3, warmup_steps=0.03)),
         loop=LoopConfig(
             steps=800, log_every=20, probe_every=50, evaluate_every=50, save_every=100, keep_every=200, threads=1
         ),
