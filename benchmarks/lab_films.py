@@ -41,8 +41,8 @@ PROBES = 4
 """How many probe images the films show; strips show the first two."""
 COSINES = (-0.2, 1.0)
 """Range of the similarity maps' colours, everywhere."""
-CELL = 112
-"""Pixels, side of one picture in a film."""
+CELL, TEXT = 100, 22
+"""Pixels, side of one picture and height of a line of text."""
 
 
 class Frame(NamedTuple):
@@ -121,40 +121,45 @@ def maps_of(frame: Frame, palette: Palette, queries: Sequence[tuple[int, int]]) 
 def write_strip(
     film: Sequence[Frame], images: Tensor, palette: Palette, queries: Sequence[tuple[int, int]], path: Path
 ) -> None:
-    """A column a step: PCA maps and similarity maps of two probes; the images stand at the left."""
-    columns = len(film) + 1
-    figure, axes = plt.subplots(4, columns, figsize=(0.95 * columns, 4.1), squeeze=False, layout="constrained")
+    """A column a step: PCA maps of two probes, then their similarity maps; the images stand at the left."""
     side = images.shape[-1] / film[0].patches.shape[2]
-    for probe in range(2):
-        for row in (probe, 2 + probe):
-            axes[row][0].imshow(images[probe].permute(1, 2, 0).numpy())
-        y, x = ((place + 0.5) * side for place in queries[probe])
-        axes[2 + probe][0].plot(x, y, "o", color="#ef4444", markersize=4)
-    for column, frame in enumerate(film, start=1):
-        axes[0][column].set_title(f"{frame.at}", color=COLOURS[frame.arm], fontsize=9)
-        for kind, maps in enumerate(maps_of(frame, palette, queries)):
-            for probe in range(2):
-                axes[2 * kind + probe][column].imshow(maps[probe].numpy(), interpolation="nearest")
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    pictures = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images[:2]]
+    columns = [[*pictures, *(dotted(image, query, side) for image, query in zip(pictures, queries, strict=False))]]
+    for frame in film:
+        columns.append([_bytes(maps[probe]) for maps in maps_of(frame, palette, queries) for probe in range(2)])
+    canvas = Image.new("RGB", (CELL * len(columns), 4 * CELL + TEXT), "white")
+    for number, column in enumerate(columns):
+        paste_column(canvas, column, number * CELL, TEXT)
+    for number, frame in enumerate(film, start=1):
+        ImageDraw.Draw(canvas).text((number * CELL + 4, 5), f"step {frame.at}", fill=COLOURS[frame.arm])
+    canvas.save(path, optimize=True)
 
 
 def draw_frame(frame: Frame, images: Tensor, palette: Palette, queries: Sequence[tuple[int, int]]) -> Image.Image:
     """Images, PCA maps and similarity maps, a column a probe, and which arm and step it is."""
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    rows = [pixels, *((maps.numpy() * 255).round().astype(np.uint8) for maps in maps_of(frame, palette, queries))]
-    canvas = Image.new("RGB", (CELL * len(images), len(rows) * CELL + 22), "white")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            cell = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
-            canvas.paste(cell, (column * CELL, row * CELL))
+    pca, cosines = maps_of(frame, palette, queries)
+    canvas = Image.new("RGB", (CELL * len(images), 3 * CELL + TEXT), "white")
+    for number, image in enumerate(images):
+        column = [image.permute(1, 2, 0).numpy(), _bytes(pca[number]), _bytes(cosines[number])]
+        paste_column(canvas, column, number * CELL, 0)
     text = f"step {frame.at}  {ARMS[frame.arm].title}"
-    ImageDraw.Draw(canvas).text((4, len(rows) * CELL + 5), text, fill=COLOURS[frame.arm])
+    ImageDraw.Draw(canvas).text((4, 3 * CELL + 5), text, fill=COLOURS[frame.arm])
     return canvas
+
+
+def dotted(picture: np.ndarray, query: tuple[int, int], side: float) -> np.ndarray:
+    """The picture [h, w, 3] with a red dot on the patch (row, column) of `side` pixels."""
+    canvas, (row, column) = Image.fromarray(picture), query
+    middle = ((column + 0.5) * side, (row + 0.5) * side)
+    ImageDraw.Draw(canvas).circle(middle, side / 2, fill="#ef4444", outline="white")
+    return np.asarray(canvas)
+
+
+def paste_column(canvas: Image.Image, pictures: Sequence[np.ndarray], x: int, y: int) -> None:
+    """Pictures [h, w, 3] uint8 below each other, each CELL pixels wide with a thin white edge."""
+    for row, picture in enumerate(pictures):
+        cell = Image.fromarray(picture).resize((CELL - 2, CELL - 2), Image.Resampling.NEAREST)
+        canvas.paste(cell, (x + 1, y + row * CELL + 1))
 
 
 def write_film(pictures: Sequence[Image.Image], path: Path) -> None:
@@ -162,6 +167,10 @@ def write_film(pictures: Sequence[Image.Image], path: Path) -> None:
     durations = [600] * (len(pictures) - 1) + [2000]
     small = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]
     small[0].save(path, save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True)
+
+
+def _bytes(colours: Tensor) -> np.ndarray:
+    return (colours.numpy() * 255).round().astype(np.uint8)
 
 
 def draw_curves(lab: Lab, path: Path) -> None:

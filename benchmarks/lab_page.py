@@ -56,7 +56,7 @@ def setting(lab: Lab) -> str:
     seconds = [lab.run(name, seed).metrics()[0][-1]["seconds"] for seed in lab.seeds for name in ARMS]
     over = "seeds" if len(lab.seeds) > 1 else "draws of scenes (one training)"
     return (
-        f"One chain a seed, seeds {', '.join(map(str, lab.seeds))}, {library}: {lab.anchor} steps of plain DINO and "
+        f"One chain a seed, {_plural(lab.seeds)}, {library}: {lab.anchor} steps of plain DINO and "
         "KoLeo (the healthy anchor); from it a control and an arm under induced stress of weight "
         f"{cure['stress']['leak_weight']:g}; from that arm's step {lab.fork} four arms of {lab.cure} steps, Gram "
         f"weight {cure['gram']['weight']['peak']:g}. All arms go on with the same constant learning rate and the "
@@ -123,9 +123,11 @@ def recovery_line(scores: dict[int, Scores]) -> str:
 
 def against_line(scores: dict[int, Scores], other: str, name: str) -> str:
     ahead, iou = estimate(scores, PATCH, "cured", other), estimate(scores, MIOU, "cured", other)
+    clear = "" if abs(ahead.mean) >= 2 * ahead.error else ", which is no clear difference"
     return (
         f"- {_met(ahead.mean >= 0)} The advised teacher is at least as good as {name}: patch k-NN {ahead} "
-        f"({_seeds(ahead.seeds)}), mIoU {iou}. The other arm recovers {share(recovered(scores, PATCH, other))}."
+        f"({_seeds(ahead.seeds)}){clear}, mIoU {iou}. The other arm recovers "
+        f"{share(recovered(scores, PATCH, other))}."
     )
 
 
@@ -178,6 +180,10 @@ def share(values: Sequence[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     seeds = "" if len(values) < 2 else f" ({', '.join(f'{100 * value:.0f}' for value in values)})"
     return f"{100 * statistics.mean(known):.0f} %{seeds}"
+
+
+def _plural(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _seeds(values: Sequence[float]) -> str:
