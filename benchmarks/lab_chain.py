@@ -15,7 +15,6 @@ import numpy as np
 from workbench.analysis.onset import OnsetConfig, onset
 from workbench.runs import Run
 
-ROOT = Path(__file__).resolve().parents[1]
 PACK = ("--data.classes", "14", "--data.backgrounds", "15")
 """Of a pack, as many classes and backgrounds as `cpu_real` takes."""
 
@@ -140,4 +139,4 @@ class Lab:
 def _run(words: list[str]) -> int:
     print(f"+ {' '.join(words[1:])}", flush=True)
     threads = {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=ROOT, env=os.environ | threads, stdout=subprocess.DEVNULL).returncode
+    return subprocess.run(words, env=os.environ | threads, stdout=subprocess.DEVNULL).returncode
