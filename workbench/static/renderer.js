@@ -54,6 +54,9 @@ const WORDS = {
       "loss/gram": "Gram loss", "teacher/entropy": "teacher entropy", "teacher/prototypes_used": "prototypes in use",
       "teacher/momentum": "teacher momentum", "gradient_norm/backbone": "gradient norm, backbone",
       "gradient_norm/dino_head": "gradient norm, DINO head", "gradient_norm/ibot_head": "gradient norm, iBOT head",
+      "gradient_norm/projector": "gradient norm, projector", "gradient_norm/predictor": "gradient norm, predictor",
+      "gram/weight": "weight of the Gram loss", "gram/refreshes": "Gram teacher refreshes",
+      "rate/backbone_lr": "learning rate, backbone", "data/bad_images": "unreadable images",
       "rate/lr": "learning rate", "rate/last_layer_lr": "learning rate, last layer", "rate/weight_decay": "weight decay",
       "speed/images_per_second": "images per second", "speed/data_wait": "time waiting for data",
     },
@@ -87,6 +90,7 @@ const WORDS = {
     // The trainer's own sentences (training/launch.py, training/trainer.py); any other text is shown as it is.
     texts: [
       [/^recipe (\S+), seed (\d+)$/, "配方 $1，随机种子 $2"],
+      [/^recipe (\S+), seed (\d+) from (.+)$/, "配方 $1，随机种子 $2，起点 $3"],
       [/^continued from step (\d+)$/, "从第 $1 步继续"],
       [/^loss not finite: step (\d+) left weights alone$/, "损失非有限值，第 $1 步未更新权重"],
       [/^gradient norm not finite: step (\d+) left weights alone$/, "梯度范数非有限值，第 $1 步未更新权重"],
@@ -107,6 +111,9 @@ const WORDS = {
       "loss/gram": "Gram 损失", "teacher/entropy": "教师分布的熵", "teacher/prototypes_used": "已用原型比例",
       "teacher/momentum": "教师动量", "gradient_norm/backbone": "梯度范数（骨干网络）",
       "gradient_norm/dino_head": "梯度范数（DINO 头）", "gradient_norm/ibot_head": "梯度范数（iBOT 头）",
+      "gradient_norm/projector": "梯度范数（投影头）", "gradient_norm/predictor": "梯度范数（预测头）",
+      "gram/weight": "Gram 损失权重", "gram/refreshes": "Gram 教师更新次数",
+      "rate/backbone_lr": "学习率（骨干网络）", "data/bad_images": "无法读取的图像数",
       "rate/lr": "学习率", "rate/last_layer_lr": "末层学习率", "rate/weight_decay": "权重衰减",
       "speed/images_per_second": "每秒图像数", "speed/data_wait": "等待数据的时间占比",
     },
