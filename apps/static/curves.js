@@ -3,6 +3,7 @@
 
 const GROUP_ORDER = ['dense', 'loss', 'global', 'health', 'contrast', 'teacher', 'queue', 'gradient_norm', 'rate', 'speed'];
 const FIRST = new Set(['dense/patch_knn', 'loss/total']); // of their groups
+const ERROR_SUFFIX = ':se'; // a name with it holds the standard errors of the name without it: no curve of its own
 const LINE_WIDTH = 1.5;
 const CHART_HEIGHT = 150;
 
@@ -204,7 +205,7 @@ class Panel {
   /** New or longer series. Charts are made again only when the set of names changed. */
   update(series) {
     this.series = series;
-    const names = Object.keys(series).filter((name) => series[name].step.length);
+    const names = Object.keys(series).filter((name) => series[name].step.length && !name.endsWith(ERROR_SUFFIX));
     if (names.length !== this.cards.size || names.some((name) => !this.cards.has(name))) this.layOut(names);
     this.cards.forEach((card) => card.draw());
   }

@@ -90,6 +90,7 @@ def evaluate(writer: RunWriter, images: Tensor, step: int) -> None:
     rise, fall = 1 - math.exp(-step / 130), 0.06 * max(0, step - 420) / 180
     values = {
         "dense/patch_knn": 0.505 + 0.21 * rise - fall,
+        "dense/patch_knn:se": 0.02,
         "dense/linear_miou": 0.18 + 0.24 * rise - fall,
         "global/knn": 0.3 + 0.32 * rise,
         "health/cls_patch_cosine": 0.12 + 0.5 * step / 600,

@@ -28,7 +28,8 @@ from training.phases.contrast import ContrastConfig
 from training.schedules import Schedule
 from training.start import StartConfig, begin
 from training.trainer import EXIT_STOPPED, Trainer
-from workbench.runs import Run
+from workbench.backbones import VisionTransformer, architecture_of
+from workbench.runs import Run, RunWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import anchored, tiny_config
@@ -320,6 +321,17 @@ def test_given_weights_fill_both_backbones_and_no_head(parent: Path, tmp_path: P
 def test_weights_that_do_not_fit_are_explained(weights: str, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         launch(continued(weights), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_without_layerscale_do_not_fit_a_network_that_has_it(tmp_path: Path):
+    """LayerScale's first value is no difference between two networks, its absence is."""
+    config = parent_config(4)
+    plain = VisionTransformer(replace(config.objective.backbone, layerscale=0.0))
+    with RunWriter.create(tmp_path / "plain", info={}, config={}) as writer:
+        writer.backbone("teacher", 1, architecture_of(plain), plain.state_dict())
+    with pytest.raises(ValueError, match=r"start\.weights .*does not fit this config(.|\n)*ls1\.gamma"):
+        launch(continued(f"run:{tmp_path / 'plain'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

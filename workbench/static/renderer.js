@@ -41,10 +41,15 @@ const WORDS = {
       "checkpoint-rejected": "checkpoint rejected", failed: "failed", "dense-peak": "dense peak", [REFIT]: "colours refitted" },
     texts: [],
     series: {
-      "dense/patch_knn": "patch k-NN", "dense/linear_miou": "linear mIoU", "global/knn": "global k-NN",
+      "dense/patch_knn": "patch k-NN", "dense/boundary_knn": "boundary k-NN", "dense/linear_miou": "linear mIoU",
+      "global/knn": "global k-NN",
       "health/cls_patch_cosine": "CLS–patch cosine", "health/near_cosine": "near-patch cosine",
       "health/far_cosine": "far-patch cosine", "health/within_variance": "within-image variance",
+      "health/locality": "locality", "health/positional_share": "positional share",
+      "health/positional_match": "match with noise images", "health/gram_distance": "Gram distance to a reference",
       "health/effective_rank": "effective rank", "health/norm_outliers": "norm outliers",
+      "health/outlier_dimensions": "outlier dimensions", "health/rankme": "RankMe (image level)",
+      "health/lidar": "LiDAR (image level)",
       "loss/total": "total loss", "loss/dino": "DINO loss", "loss/ibot": "iBOT loss", "loss/koleo": "KoLeo loss",
       "loss/contrast": "contrastive loss", "contrast/accuracy": "positive found first",
       "contrast/positive_cosine": "cosine to the positive", "contrast/negative_cosine": "cosine to negatives",
@@ -98,10 +103,15 @@ const WORDS = {
       [/^gradient norm was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步梯度范数非有限值"],
     ],
     series: {
-      "dense/patch_knn": "图块 k-NN", "dense/linear_miou": "线性 mIoU", "global/knn": "全局 k-NN",
+      "dense/patch_knn": "图块 k-NN", "dense/boundary_knn": "边界图块 k-NN", "dense/linear_miou": "线性 mIoU",
+      "global/knn": "全局 k-NN",
       "health/cls_patch_cosine": "CLS–图块余弦", "health/near_cosine": "邻近图块余弦",
       "health/far_cosine": "远距图块余弦", "health/within_variance": "图内方差",
+      "health/locality": "局部性", "health/positional_share": "位置方差占比",
+      "health/positional_match": "与噪声图的吻合度", "health/gram_distance": "与参考步的 Gram 距离",
       "health/effective_rank": "有效秩", "health/norm_outliers": "范数离群比例",
+      "health/outlier_dimensions": "离群维度占比", "health/rankme": "RankMe（图像级）",
+      "health/lidar": "LiDAR（图像级）",
       "loss/total": "总损失", "loss/dino": "DINO 损失", "loss/ibot": "iBOT 损失", "loss/koleo": "KoLeo 损失",
       "loss/contrast": "对比损失", "contrast/accuracy": "正样本排第一的比例",
       "contrast/positive_cosine": "与正样本的余弦", "contrast/negative_cosine": "与负样本的余弦",
@@ -151,7 +161,7 @@ function seriesValue(name, value) {
 }
 
 /** Fractions of one, shown as per cent. */
-const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/norm_outliers|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
+const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/(norm_outliers|outlier_dimensions)|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
 
 // ---------------------------------------------------------------------------------------------------- 2 colour
 
@@ -1134,7 +1144,7 @@ function line(context, points) {
 // ---------------------------------------------------------------------------------------------------- 9 timeline
 
 const PREFERRED = ["dense/patch_knn", "dense/linear_miou", "global/knn", "health/within_variance", "health/cls_patch_cosine",
-  "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
+  "health/locality", "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
 const MARGIN = { left: 52, right: 52, top: 18, bottom: 28 };
 
 /** The strip along the bottom: a curve under the step axis, event markers, the steps in memory, the playhead. */
@@ -1198,7 +1208,7 @@ class Timeline {
 
   /** Series offered: the usual dense-health ones first, then the rest by name. */
   names() {
-    const all = Object.keys(this.view.summary.series).sort();
+    const all = Object.keys(this.view.summary.series).filter((name) => !name.endsWith(":se")).sort(); // no standard errors
     return [...PREFERRED.filter((name) => all.includes(name)), ...all.filter((name) => !PREFERRED.includes(name))];
   }
 
