@@ -77,7 +77,7 @@ def read_config(run: Run) -> TrainConfig:
 
 
 def anchored(run: Run, arguments: ForkArguments) -> TrainConfig:
-    """The parent's config at that step, Gram anchoring added.
+    """The parent's config at that step, Gram anchoring added; a fork forks no further by itself.
 
     Raises ValueError for a parent without a teacher's prototypes (SimCLR, MoCo), and for one that keeps no checkpoint.
     """
@@ -111,7 +111,11 @@ def anchored(run: Run, arguments: ForkArguments) -> TrainConfig:
             freeze_last_layer_steps=0,
             freeze_backbone_steps=0,
         ),
-        loop=replace(parent.loop, steps=parent.loop.steps if arguments.steps is None else arguments.steps),
+        loop=replace(
+            parent.loop,
+            steps=parent.loop.steps if arguments.steps is None else arguments.steps,
+            on_degradation="warn" if parent.loop.on_degradation == "fork" else parent.loop.on_degradation,
+        ),
     )
 
 
