@@ -57,9 +57,7 @@ def test_the_alarm_comes_within_a_few_evaluations_and_not_before_the_fall():
 def test_the_verdict_at_evaluation_n_is_a_function_of_rows_0_to_n(n: int, future: list[float], clear: bool):
     rows = stream(PEAK)
     before = onset(rows[: n + 1])
-    changed = (
-        rows[: n + 1] + [] if clear else rows[: n + 1] + [{"step": 10**6 + i, KNN: v} for i, v in enumerate(future)]
-    )
+    changed = [*rows[: n + 1]] if clear else rows[: n + 1] + [{"step": 10**6 + i, KNN: v} for i, v in enumerate(future)]
     onset(changed)
     assert onset(changed[: n + 1]) == before
 
