@@ -87,7 +87,7 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
                 resume_folder=folder / RESUME_FOLDER,
                 device=device,
                 stop_requested=lambda: stop.requested,
-                trained=bool(config.start.fork or config.start.weights),
+                begun="fork" if config.start.fork else "weights" if config.start.weights else "random",
             )
             code = _run(trainer, writer, plan, resume, config)
     return _follow(folder) if code == EXIT_DEGRADED and config.loop.on_degradation == "fork" else code

@@ -21,7 +21,7 @@ from training.data.batch import Batch, BatchStream
 from training.optim import OptimConfig, all_finite, clip_gradients, set_rates
 from training.phases.phase import Phase
 from training.progress import ProgressLine
-from training.watch import OnDegradation, Watch
+from training.watch import Begun, OnDegradation, Watch
 from workbench.backbones import VisionTransformer, architecture_of
 from workbench.images import normalize
 from workbench.runs import Run, RunWriter
@@ -89,9 +89,9 @@ class Trainer:
         loop: LoopConfig,
         device: str,
         stop_requested: Callable[[], bool],
-        trained: bool = False,
+        begun: Begun = "random",
     ):
-        """`trained`: the first weights came from a fork or from given weights, so the first evaluation counts."""
+        """`begun`: what the first weights are."""
         self.phase, self.stream, self.suite = phase, stream, suite
         self.probes = normalize(probes, *normalisation)
         self.writer, self.resume_folder, self.loop, self.optim = writer, resume_folder, loop, optim
@@ -101,7 +101,7 @@ class Trainer:
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.degraded = False
         """Whether the run ended early because dense features decline."""
-        self.watch = None if loop.on_degradation == "none" else Watch(writer, self.role, trained=trained)
+        self.watch = None if loop.on_degradation == "none" else Watch(writer, self.role, begun=begun)
         self._clock: Callable[[], float] = lambda: self.seconds
         self.saved_step: int | None = None
         """Step of the newest checkpoint that is known to be good."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from workbench.analysis.advice import Advice, advise
@@ -11,16 +11,22 @@ from workbench.analysis.onset import OnsetConfig, Verdict, onset
 from workbench.runs import Run, RunWriter
 
 OnDegradation = Literal["none", "warn", "stop", "fork"]
+Begun = Literal["random", "weights", "fork"]
 PEAK, WARNING = "dense-peak", "dense-early-warning"
 """Kinds of the events; each is written once in a run."""
+
+
+def config_for(begun: Begun) -> OnsetConfig:
+    """A fork has no warm-up dip; given weights with new heads have one, but their step 0 may be the peak."""
+    return OnsetConfig(warmup_steps=0, trained=True) if begun == "fork" else OnsetConfig(trained=begun == "weights")
 
 
 class Watch:
     """Looks at a run after each of its evaluations."""
 
-    def __init__(self, writer: RunWriter, role: str, *, trained: bool) -> None:
-        """`role`: the backbone that is evaluated. `trained`: the run began with trained weights."""
-        self.writer, self.role, self.config = writer, role, OnsetConfig(trained=trained)
+    def __init__(self, writer: RunWriter, role: str, *, begun: Begun = "random") -> None:
+        """`role`: the backbone that is evaluated. `begun`: what its first weights are."""
+        self.writer, self.role, self.config = writer, role, config_for(begun)
         self.said = {str(event.get("kind")) for event in Run(writer.path).events()[0]}
 
     def look(self, step: int) -> bool:
@@ -84,12 +90,3 @@ def fork_command(path: str, step: int, teacher_step: int, role: str) -> str:
     """One shell command that goes on from `step` of the run in `path`, anchored to its step `teacher_step`."""
     words = ["python", "-m", "training", "fork", path, "--step", str(step)]
     return shlex.join([*words, "--teacher", f"run:{path}@step={teacher_step}:{role}"])
-
-
-def judged(
-    rows: Sequence[Mapping[str, Any]], published: Collection[int], *, trained: bool
-) -> tuple[Verdict, Advice | None]:
-    """The verdict on the evaluations of one backbone, and its advice whatever the verdict."""
-    config = OnsetConfig(trained=trained)
-    verdict = onset(rows, config)
-    return verdict, advise(rows, verdict, published, config)

@@ -41,7 +41,7 @@ def _quick(**fields):
     """Steps of a tiny run are not hundreds: no warm-up, no memory between rows."""
     from workbench.analysis.onset import OnsetConfig
 
-    return OnsetConfig(**fields, warmup_steps=1, memory_steps=0.01)
+    return OnsetConfig(**{"warmup_steps": 1, **fields}, memory_steps=0.01)
 
 
 def config(steps: int = 11, **loop):
