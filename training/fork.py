@@ -20,6 +20,7 @@ from training.phases.phase import FORK
 from training.phases.pretrain import PretrainConfig
 from training.schedules import constant
 from training.start import StartConfig
+from training.watch import PEAK
 from workbench.run_layout import RESUME_FOLDER, RUN_FILE
 from workbench.runs import Run
 
@@ -64,6 +65,13 @@ def main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; the last checkpoint in {folder} is intact, the same command continues", file=sys.stderr)
         return 130
+
+
+def follow(parent: Path) -> int:
+    """Start the fork that the detector advised for the run in `parent`; the exit code of `main`."""
+    steps = [event.get("advised_step") for event in Run(parent).events()[0] if event.get("kind") == PEAK]
+    advised = steps[-1] if steps else None
+    return main([str(parent), "--teacher", FORK if advised is None else f"run:{parent}@step={advised}"])
 
 
 def beside(parent: Path) -> Path:

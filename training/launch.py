@@ -24,11 +24,9 @@ from training import checkpoint
 from training.config import TrainConfig, as_tree, differences
 from training.evaluation.plan import EvaluationPlan
 from training.optim import build_optimizer
-from training.phases.phase import FORK
 from training.progress import ProgressLine
 from training.start import begin
 from training.trainer import EXIT_STOPPED, DataFailed, Trainer, TrainingDiverged
-from training.watch import PEAK
 from workbench import __version__
 from workbench.run_files import RunLock
 from workbench.run_layout import CONFIG_FILE, LOCK_FILE, PROBE_IMAGES_FOLDER, PROBES_FOLDER, RESUME_FOLDER, RUN_FILE
@@ -90,16 +88,11 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
                 begun="fork" if config.start.fork else "weights" if config.start.weights else "random",
             )
             code = _run(trainer, writer, plan, resume, config)
-    return _follow(folder) if code == EXIT_DEGRADED and config.loop.on_degradation == "fork" else code
+    if code == EXIT_DEGRADED and config.loop.on_degradation == "fork":
+        from training.fork import follow  # which launches in its turn
 
-
-def _follow(folder: Path) -> int:
-    """Start the fork that the detector advised for the run in `folder`."""
-    from training.fork import main as fork  # which launches in its turn
-
-    events = [event for event in Run(folder).events()[0] if event.get("kind") == PEAK]
-    teacher = f"run:{folder}@step={events[-1]['advised_step']}" if events[-1].get("advised_step") is not None else FORK
-    return fork([str(folder), "--teacher", teacher])
+        return follow(folder)
+    return code
 
 
 def _parts(config: TrainConfig, device: str) -> tuple[EvaluationPlan, dict[str, Any]]:

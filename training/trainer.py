@@ -21,7 +21,8 @@ from training.data.batch import Batch, BatchStream
 from training.optim import OptimConfig, all_finite, clip_gradients, set_rates
 from training.phases.phase import Phase
 from training.progress import ProgressLine
-from training.watch import Begun, OnDegradation, Watch
+from training.watch import OnDegradation, Watch
+from workbench.analysis.onset import Begun
 from workbench.backbones import VisionTransformer, architecture_of
 from workbench.images import normalize
 from workbench.runs import Run, RunWriter

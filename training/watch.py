@@ -7,18 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from workbench.analysis.advice import Advice, advise
-from workbench.analysis.onset import OnsetConfig, Verdict, onset
+from workbench.analysis.onset import Begun, Verdict, config_for, onset
 from workbench.runs import Run, RunWriter
 
 OnDegradation = Literal["none", "warn", "stop", "fork"]
-Begun = Literal["random", "weights", "fork"]
 PEAK, WARNING = "dense-peak", "dense-early-warning"
 """Kinds of the events; each is written once in a run."""
-
-
-def config_for(begun: Begun) -> OnsetConfig:
-    """A fork has no warm-up dip; given weights with new heads have one, but their step 0 may be the peak."""
-    return OnsetConfig(warmup_steps=0, trained=True) if begun == "fork" else OnsetConfig(trained=begun == "weights")
 
 
 class Watch:
@@ -70,20 +64,7 @@ def described(verdict: Verdict, advice: Advice | None, path: str, role: str) -> 
         return f"{text}; no published weights of a judged step are left to be a Gram teacher", details
     command = fork_command(path, verdict.step, advice.best.step, role)
     details |= {"advised_step": advice.best.step, "command": command}
-    return f"{text}; {reason(advice)}; to fork with it: {command}", details
-
-
-def reason(advice: Advice) -> str:
-    """Why this step, in words: its value, that of now, and how far the runner-up is."""
-    best, now, other = advice.best, advice.now, advice.runner_up
-    text = (
-        f"advised Gram teacher: step {best.step} ({advice.key} {best.value:.3f} averaged with its neighbours, "
-        f"now {now.value:.3f}, standard error {advice.error:.3f})"
-    )
-    if other is None:
-        return text
-    apart = f"{best.value - other.value:.3f} behind" + ("" if advice.clear else ", which is no clear difference")
-    return f"{text}, before step {other.step} ({apart})"
+    return f"{text}; {advice.reason()}; to fork with it: {command}", details
 
 
 def fork_command(path: str, step: int, teacher_step: int, role: str) -> str:

@@ -17,6 +17,7 @@ from training.phases.anchor import AnchorConfig, GramConfig
 from training.phases.contrast import ContrastConfig
 from training.recipes import RECIPES
 from training.watch import PEAK, fork_command
+from workbench.analysis.onset import Begun, OnsetConfig
 from workbench.runs import Run
 
 RISE_AND_FALL = [0.30, 0.36, 0.42, 0.47, 0.50, 0.45, 0.40, 0.36, 0.32, 0.28, 0.25, 0.22]
@@ -33,15 +34,14 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         yield "dense/patch_knn", values[min(next(asked), len(values) - 1)]
 
     monkeypatch.setattr("training.evaluation.suite.Suite.__call__", suite)
-    monkeypatch.setattr("training.watch.OnsetConfig", _quick)
+    monkeypatch.setattr("training.watch.config_for", _quick)
     return values
 
 
-def _quick(**fields):
-    """Steps of a tiny run are not hundreds: no warm-up, no memory between rows."""
-    from workbench.analysis.onset import OnsetConfig
-
-    return OnsetConfig(**{"warmup_steps": 1, **fields}, memory_steps=0.01)
+def _quick(begun: Begun) -> OnsetConfig:
+    """Steps of a tiny run are not hundreds: hardly a warm-up, no memory between rows."""
+    forked = begun == "fork"
+    return OnsetConfig(warmup_steps=0 if forked else 1, trained=forked, memory_steps=0.01)
 
 
 def config(steps: int = 11, **loop):

@@ -34,6 +34,18 @@ class Advice(NamedTuple):
         """Whether the runner-up is worse by more than two standard errors."""
         return self.runner_up is None or self.best.value - self.runner_up.value > 2 * self.error
 
+    def reason(self) -> str:
+        """Why this step, in words: its value, that of now, and how far behind the runner-up is."""
+        best, other = self.best, self.runner_up
+        text = (
+            f"advised Gram teacher: step {best.step} ({self.key} {best.value:.3f} averaged with its neighbours, "
+            f"now {self.now.value:.3f}, standard error {self.error:.3f})"
+        )
+        if other is None:
+            return text
+        apart = f"{best.value - other.value:.3f} behind" + ("" if self.clear else ", which is no clear difference")
+        return f"{text}, before step {other.step} ({apart})"
+
 
 def advise(
     rows: Sequence[Mapping[str, Any]],

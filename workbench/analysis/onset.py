@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from workbench.analysis.unimodal import Unimodal, unimodal
 
+Begun = Literal["random", "weights", "fork"]
+"""What the first weights of a run are: random, a given backbone with new heads, or all of another run."""
 State = Literal["warm-up", "rising", "plateau", "peaked", "falling"]
 Row = Mapping[str, Any]
 
@@ -59,6 +61,11 @@ class OnsetConfig:
     """So many gauges must have turned for an early warning."""
     min_rows: int = 4
     """A curve of fewer judged rows is "warm-up"."""
+
+
+def config_for(begun: Begun) -> OnsetConfig:
+    """A fork has no warm-up dip; given weights with new heads have one, but their step 0 may be the peak."""
+    return OnsetConfig(warmup_steps=0, trained=True) if begun == "fork" else OnsetConfig(trained=begun == "weights")
 
 
 class Turn(NamedTuple):
