@@ -128,6 +128,29 @@ def test_cursors_survive_the_wire():
     assert Cursor.parse(str(Cursor(3, 12, 7))) == Cursor(3, 12, 7)
 
 
+def test_a_thinned_metric_keeps_the_error_of_each_value(growing):
+    writer, _, feed = growing
+    for step in range(400):
+        error = {"dense/patch_knn:se": step / 1e4} if step % 3 else {}
+        writer.evaluation(step, 1.0, "teacher", {"dense/patch_knn": math.sin(step), **error})
+    feed.refresh()
+    series = feed.series_columns(points=50)
+    kept, errors = series["dense/patch_knn"]["step"], series["dense/patch_knn:se"]
+    assert 40 < len(kept) < 60
+    assert errors["step"] == [step for step in kept if step % 3]
+    assert errors["value"] == [step / 1e4 for step in errors["step"]]
+
+
+def test_a_detectors_advice_travels_with_its_event(growing):
+    writer, _, feed = growing
+    made_up_run.peak(writer, 20, peak_step=10, advised_step=10, command="python -m training", confidence=2)
+    feed.refresh()
+    event = json.loads(feed.delta(Cursor(feed.generation, 0, 1))[1])["events"][0]
+    assert (event["kind"], event["peak_step"], event["advised_step"]) == ("dense-peak", 10, 10)
+    assert event["command"] == "python -m training"
+    assert "confidence" not in event
+
+
 def test_thinning_keeps_ends_and_spikes():
     values = array("d", [math.sin(i / 50) for i in range(5000)])
     values[1234], values[4321], values[77] = 9.0, -9.0, math.nan
