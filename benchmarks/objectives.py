@@ -107,10 +107,11 @@ def report(groups: dict[str, list[Run]], plan: EvaluationPlan, scores: Scores) -
         *COMMANDS.splitlines(),
         "```",
         "",
-        f"The same scenes, network, initial weights, optimizer and {first.info['steps']} steps of "
-        f"{first.config['batch']['batch_size']} images; {seeds} seed(s). Equal steps are not equal work: the DINO "
-        "objectives see four local crops of each image besides the two that all of them see. The networks are tiny and "
-        "the runs short; nothing here ranks the methods at the size of their papers.",
+        f"The same scenes, network, initial weights and {first.info['steps']} steps of "
+        f"{first.config['batch']['batch_size']} images with AdamW; {seeds} seed(s). Peak learning rates: "
+        f"{rates(groups)}. Equal steps are not equal work: the DINO objectives see four local crops of each image "
+        "besides the two that all of them see. The networks are tiny, the runs short, and each recipe had a few trials "
+        "(docs/log.md); nothing here ranks the methods at the size of their papers.",
         "",
         f"Tested on {sizes.test_scenes} new scenes of known identities and {sizes.queries} new single-object images; "
         f"the probe learns from {sizes.train_scenes} others. Chance is {1 / len(plan.known.present):.3f} for both k-NN "
@@ -122,6 +123,11 @@ def report(groups: dict[str, list[Run]], plan: EvaluationPlan, scores: Scores) -
     lines += [f"| {name} | {' | '.join(cell(rows, key) for key in ORDER)} |" for name, rows in scores.items()]
     lines += ["", ROLES, "", costs(groups), "", "![PCA maps by objective](images/objectives-pca.png)", "", PICTURE, ""]
     return "\n".join(lines)
+
+
+def rates(groups: dict[str, list[Run]]) -> str:
+    """Peak learning rate, by recipe."""
+    return ", ".join(f"{NAMES[recipe]} {group[0].config['optim']['lr']['peak']:g}" for recipe, group in groups.items())
 
 
 def costs(groups: dict[str, list[Run]]) -> str:

@@ -31,7 +31,7 @@ from workbench import __version__
 from workbench.run_files import RunLock
 from workbench.run_layout import CONFIG_FILE, LOCK_FILE, PROBE_IMAGES_FOLDER, PROBES_FOLDER, RESUME_FOLDER, RUN_FILE
 from workbench.run_probes import same_probes
-from workbench.runs import Run, RunWriter
+from workbench.runs import Run, RunWriter, parse_run_spec
 
 FREE_TO_CHANGE = (
     "loop.threads",
@@ -209,6 +209,7 @@ def _check_folder(config: TrainConfig, folder: Path, fresh: bool) -> None:
     with RunLock(folder):  # asked for now, before minutes of set-up, and taken again when the run is opened
         pass
     if fresh:
+        _keep_sources(config, folder)
         return
     drift = [
         line
@@ -221,6 +222,13 @@ def _check_folder(config: TrainConfig, folder: Path, fresh: bool) -> None:
             f"{folder} holds a run with another config ({len(drift)} fields, run -> command):\n  {shown}\n"
             "use the same options to resume it, another --run NAME to start beside it, or --fresh to delete it"
         )
+
+
+def _keep_sources(config: TrainConfig, folder: Path) -> None:
+    """Refuse to delete the run in `folder` when the new run starts from it."""
+    for spec in (config.start.fork, config.start.weights, *config.objective.references.values()):
+        if spec.startswith("run:") and Path(parse_run_spec(spec).path).resolve() == folder.resolve():
+            raise ValueError(f"--fresh would delete {folder}, which this run starts from ({spec}); take another --run")
 
 
 def _empty(folder: Path) -> None:

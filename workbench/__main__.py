@@ -1,4 +1,4 @@
-"""python -m workbench: `runs DIR` lists runs and how they do, `export SPEC FOLDER` hands their weights on."""
+"""python -m workbench: `runs` lists runs and how they do, `doctor` judges one, `export` hands its weights on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ _SCORES = {"patch k-NN": "dense/patch_knn", "mIoU": "dense/linear_miou", "k-NN":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, or 2 after a mistake (told in one line on standard error)."""
+    """Run one command; the exit code: 0, or 2 after a mistake (told in one line on standard error).
+
+    `doctor` also has 1: there is a warning or an error.
+    """
     choice = _parser().parse_args(arguments)
     try:
         if choice.command == "export":
             return export(choice.spec, choice.folder, choice.format, choice.overwrite)
+        if choice.command == "doctor":
+            from workbench.doctor.report import doctor
+
+            return doctor(choice.place, choice.language)
         return show_runs(choice.folder)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,9 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,export}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,export}")
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
+    text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
+    doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
+    doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
+    doctors.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
     text = "Write a network as a folder that transformers or timm opens, with a model card."
     exports = commands.add_parser("export", help="write weights for transformers or timm", description=text)
     exports.add_argument("spec", metavar="SPEC", help="run:PATH[@step=N][:role], dinov3:ARCH:PATH or hf:FOLDER")

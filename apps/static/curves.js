@@ -1,7 +1,7 @@
 // Live curves: one small chart per metric (card.js), grouped by the part of its name before the first "/".
 // Zoom is shared by all charts and survives updates; the playhead is the step the whole page shows.
 
-const GROUP_ORDER = ['dense', 'health', 'global', 'loss', 'contrast', 'teacher', 'queue', 'gradient_norm', 'rate', 'speed'];
+const GROUP_ORDER = ['dense', 'health', 'global', 'loss', 'gram', 'contrast', 'teacher', 'queue', 'gradient_norm', 'rate', 'speed'];
 const FIRST = new Set(['dense/patch_knn', 'loss/total']); // of their groups
 
 function groupOf(name) {

@@ -144,6 +144,20 @@ def test_language_theme_and_keys(page, served):
     page.get_by_text("没有匹配的任务").wait_for()
 
 
+def test_standard_errors_are_no_curves_of_their_own(page, served):
+    assert "dense/patch_knn:se" in served.run("finished", "/summary").json()["series"]
+    visit(page, served, view="curves")
+    page.locator(".mon-card canvas").first.wait_for()
+    names = page.evaluate("[...document.querySelectorAll('.mon-card-name')].map((name) => name.title)")
+    assert "dense/patch_knn" in names
+    assert not [name for name in names if name.endswith(":se")]
+    visit(page, served)
+    page.locator(".dfw-choices select").first.wait_for()
+    offered = page.evaluate("[...document.querySelectorAll('.dfw-choices option')].map((option) => option.value)")
+    assert "dense/patch_knn" in offered
+    assert not [name for name in offered if name.endswith(":se")]
+
+
 VIEW = "document.querySelector('.dfw').view"
 
 

@@ -42,13 +42,15 @@ const WORDS = {
       parent: "forked from", [REFIT]: "colours refitted" },
     texts: [],
     series: {
-      "dense/patch_knn": "patch k-NN", "dense/linear_miou": "linear mIoU", "global/knn": "global k-NN",
+      "dense/patch_knn": "patch k-NN", "dense/boundary_knn": "boundary k-NN", "dense/linear_miou": "linear mIoU",
+      "global/knn": "global k-NN",
       "health/cls_patch_cosine": "CLS–patch cosine", "health/near_cosine": "near-patch cosine",
       "health/far_cosine": "far-patch cosine", "health/within_variance": "within-image variance",
-      "health/effective_rank": "effective rank", "health/norm_outliers": "norm outliers", "health/locality": "locality",
-      "health/outlier_dimensions": "share of outlier dimensions", "health/positional_share": "positional share",
-      "health/positional_match": "match with the position code", "health/gram_distance": "Gram distance", "health/dse": "DSE",
-      "health/rankme": "RankMe (image level)", "health/lidar": "LiDAR (image level)", "dense/boundary_knn": "boundary k-NN",
+      "health/locality": "locality", "health/positional_share": "positional share",
+      "health/positional_match": "match with noise images", "health/gram_distance": "Gram distance to a reference",
+      "health/effective_rank": "effective rank", "health/norm_outliers": "norm outliers",
+      "health/outlier_dimensions": "outlier dimensions", "health/rankme": "RankMe (image level)",
+      "health/lidar": "LiDAR (image level)",
       "loss/total": "total loss", "loss/dino": "DINO loss", "loss/ibot": "iBOT loss", "loss/koleo": "KoLeo loss",
       "loss/contrast": "contrastive loss", "contrast/accuracy": "positive found first",
       "contrast/positive_cosine": "cosine to the positive", "contrast/negative_cosine": "cosine to negatives",
@@ -58,6 +60,9 @@ const WORDS = {
       "loss/gram": "Gram loss", "teacher/entropy": "teacher entropy", "teacher/prototypes_used": "prototypes in use",
       "teacher/momentum": "teacher momentum", "gradient_norm/backbone": "gradient norm, backbone",
       "gradient_norm/dino_head": "gradient norm, DINO head", "gradient_norm/ibot_head": "gradient norm, iBOT head",
+      "gradient_norm/projector": "gradient norm, projector", "gradient_norm/predictor": "gradient norm, predictor",
+      "gram/weight": "weight of the Gram loss", "gram/refreshes": "Gram teacher refreshes",
+      "rate/backbone_lr": "learning rate, backbone", "data/bad_images": "unreadable images",
       "rate/lr": "learning rate", "rate/last_layer_lr": "learning rate, last layer", "rate/weight_decay": "weight decay",
       "speed/images_per_second": "images per second", "speed/data_wait": "time waiting for data",
     },
@@ -92,6 +97,7 @@ const WORDS = {
     // The trainer's own sentences (training/launch.py, training/trainer.py); any other text is shown as it is.
     texts: [
       [/^recipe (\S+), seed (\d+)$/, "配方 $1，随机种子 $2"],
+      [/^recipe (\S+), seed (\d+) from (.+)$/, "配方 $1，随机种子 $2，起点 $3"],
       [/^continued from step (\d+)$/, "从第 $1 步继续"],
       [/^loss not finite: step (\d+) left weights alone$/, "损失非有限值，第 $1 步未更新权重"],
       [/^gradient norm not finite: step (\d+) left weights alone$/, "梯度范数非有限值，第 $1 步未更新权重"],
@@ -99,13 +105,15 @@ const WORDS = {
       [/^gradient norm was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步梯度范数非有限值"],
     ],
     series: {
-      "dense/patch_knn": "图块 k-NN", "dense/linear_miou": "线性 mIoU", "global/knn": "全局 k-NN",
+      "dense/patch_knn": "图块 k-NN", "dense/boundary_knn": "边界图块 k-NN", "dense/linear_miou": "线性 mIoU",
+      "global/knn": "全局 k-NN",
       "health/cls_patch_cosine": "CLS–图块余弦", "health/near_cosine": "邻近图块余弦",
       "health/far_cosine": "远距图块余弦", "health/within_variance": "图内方差",
-      "health/effective_rank": "有效秩", "health/norm_outliers": "范数离群比例", "health/locality": "局部性",
-      "health/outlier_dimensions": "离群维度占比", "health/positional_share": "位置方差占比",
-      "health/positional_match": "与位置编码的吻合", "health/gram_distance": "Gram 距离", "health/dse": "DSE",
-      "health/rankme": "RankMe（图像级）", "health/lidar": "LiDAR（图像级）", "dense/boundary_knn": "边界图块 k-NN",
+      "health/locality": "局部性", "health/positional_share": "位置方差占比",
+      "health/positional_match": "与噪声图的吻合度", "health/gram_distance": "与参考步的 Gram 距离",
+      "health/effective_rank": "有效秩", "health/norm_outliers": "范数离群比例",
+      "health/outlier_dimensions": "离群维度占比", "health/rankme": "RankMe（图像级）",
+      "health/lidar": "LiDAR（图像级）",
       "loss/total": "总损失", "loss/dino": "DINO 损失", "loss/ibot": "iBOT 损失", "loss/koleo": "KoLeo 损失",
       "loss/contrast": "对比损失", "contrast/accuracy": "正样本排第一的比例",
       "contrast/positive_cosine": "与正样本的余弦", "contrast/negative_cosine": "与负样本的余弦",
@@ -115,6 +123,9 @@ const WORDS = {
       "loss/gram": "Gram 损失", "teacher/entropy": "教师分布的熵", "teacher/prototypes_used": "已用原型比例",
       "teacher/momentum": "教师动量", "gradient_norm/backbone": "梯度范数（骨干网络）",
       "gradient_norm/dino_head": "梯度范数（DINO 头）", "gradient_norm/ibot_head": "梯度范数（iBOT 头）",
+      "gradient_norm/projector": "梯度范数（投影头）", "gradient_norm/predictor": "梯度范数（预测头）",
+      "gram/weight": "Gram 损失权重", "gram/refreshes": "Gram 教师更新次数",
+      "rate/backbone_lr": "学习率（骨干网络）", "data/bad_images": "无法读取的图像数",
       "rate/lr": "学习率", "rate/last_layer_lr": "末层学习率", "rate/weight_decay": "权重衰减",
       "speed/images_per_second": "每秒图像数", "speed/data_wait": "等待数据的时间占比",
     },
@@ -152,7 +163,7 @@ function seriesValue(name, value) {
 }
 
 /** Fractions of one, shown as per cent. */
-const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/norm_outliers|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
+const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/(norm_outliers|outlier_dimensions)|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
 
 // ---------------------------------------------------------------------------------------------------- 2 colour
 
@@ -1146,7 +1157,7 @@ function line(context, points) {
 // ---------------------------------------------------------------------------------------------------- 9 timeline
 
 const PREFERRED = ["dense/patch_knn", "dense/linear_miou", "global/knn", "health/within_variance", "health/cls_patch_cosine",
-  "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
+  "health/locality", "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
 const ERROR = ":se"; // the series KEY:se holds the standard errors of the series KEY
 const MARGIN = { left: 52, right: 52, top: 18, bottom: 28 };
 
