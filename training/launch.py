@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "loop.log_every",
     "loop.save_every",
     "loop.keep_every",
+    "loop.on_degradation",
     "batch.workers",
     "batch.prefetch",
     "data.cache_mib",
@@ -45,15 +46,18 @@ FREE_TO_CHANGE = (
 """Fields that a resume may change: speed and cadence, not what is computed. With another number of threads sums may be
 split differently, and the last bits of the weights with them; all others leave every bit as it is."""
 
+EXIT_DEGRADED = 3
+"""Stopped by --loop.on-degradation stop: dense features decline. The same command goes on all the same."""
+
 EXIT_FAILED = 74  # EX_IOERR: the disk or the data failed; mend it and run the same command again
 
 
 def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
     """Start or resume the run in `folder`; returns the process's exit code.
 
-    0 finished, 75 stopped (the same command continues), 74 the disk or the data failed (mend it, then the same
-    command continues), 1 diverged. Raises ValueError or OSError, with nothing lost, for what a person can mend before
-    anything starts: a wrong folder, another config, a lock.
+    0 finished, 75 stopped (the same command continues), 3 stopped because dense features decline (it continues, too),
+    74 the disk or the data failed (mend it, then the same command continues), 1 diverged. Raises ValueError or OSError,
+    with nothing lost, for what a person can mend before anything starts: a wrong folder, another config, a lock.
     """
     _refuse_many_processes()
     config = config.resolve()
@@ -81,8 +85,14 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
                 resume_folder=folder / RESUME_FOLDER,
                 device=device,
                 stop_requested=lambda: stop.requested,
+                begun="fork" if config.start.fork else "weights" if config.start.weights else "random",
             )
-            return _run(trainer, writer, plan, resume, config)
+            code = _run(trainer, writer, plan, resume, config)
+    if code == EXIT_DEGRADED and config.loop.on_degradation == "fork":
+        from training.fork import follow  # which launches in its turn
+
+        return follow(folder)
+    return code
 
 
 def _parts(config: TrainConfig, device: str) -> tuple[EvaluationPlan, dict[str, Any]]:
@@ -137,7 +147,9 @@ def _run(trainer: Trainer, writer: RunWriter, plan: EvaluationPlan, resume: Path
         kind = "finished" if finished else "stopped"
         again = "" if finished else "; the same command continues from here"
         progress.say(f"{kind} at step {trainer.step}{again}")
-    return 0 if finished else EXIT_STOPPED
+    if finished:
+        return 0
+    return EXIT_DEGRADED if trainer.degraded else EXIT_STOPPED
 
 
 def _train(trainer: Trainer, progress: ProgressLine) -> bool:
@@ -151,7 +163,8 @@ def _train(trainer: Trainer, progress: ProgressLine) -> bool:
     finally:
         trainer.report_bad_images()
     kind = "finished" if finished else "stopped"
-    writer.event(trainer.step, "info", kind, f"{kind} at step {trainer.step} of {last}")
+    why = " because dense features decline" if trainer.degraded else ""
+    writer.event(trainer.step, "info", kind, f"{kind} at step {trainer.step} of {last}{why}")
     return finished
 
 

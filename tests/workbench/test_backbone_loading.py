@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModel
 
 from workbench.backbones import SyntheticBackbone, VisionTransformer, ViTConfig
 from workbench.backbones import load as standalone
@@ -35,6 +36,27 @@ def official(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
 
 def test_synthetic() -> None:
     assert isinstance(load_backbone("synthetic"), SyntheticBackbone)
+
+
+@torch.no_grad()
+def test_the_backbone_in_the_box_opens_everywhere_and_is_no_random_network() -> None:
+    """As `transformers` reads the same files; small, in float16 on disk, float32 in memory."""
+    backbone = load_backbone("demo")
+    assert isinstance(backbone, VisionTransformer)
+    assert (standalone.DEMO_FOLDER / "model.safetensors").stat().st_size < 12e6
+    found = backbone.features(pictures())
+    assert found.patches.dtype == torch.float32
+    reference = AutoModel.from_pretrained(standalone.DEMO_FOLDER, dtype=torch.float32).eval()
+    tokens = reference(pictures()).last_hidden_state
+    assert (found.cls - tokens[:, 0]).abs().max() < 1e-5
+    assert (found.patches.flatten(1, 2) - tokens[:, 1:]).abs().max() < 1e-5
+    untrained = VisionTransformer(backbone.config, generator=torch.Generator().manual_seed(0)).eval()
+    assert (untrained.features(pictures()).patches - found.patches).abs().mean() > 0.1
+
+
+def test_a_spec_of_the_backbone_in_the_box_takes_nothing_more() -> None:
+    with pytest.raises(ValueError, match="unknown backbone spec 'demo:x'"):
+        load_backbone("demo:x")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.config import TrainConfig
+from training.recipes.backbone import cpu_backbone
 from training.recipes.compare import (
     cpu_dinov1,
     cpu_dinov2,
@@ -19,6 +20,7 @@ from training.recipes.compare import (
     vitl16_dinov2,
     vits16_dinov1,
 )
+from training.recipes.lab import lab_healthy, lab_induced, lab_induced_gram, lab_unstressed
 from training.recipes.laptop import (
     cpu_adapt,
     cpu_anchor,
@@ -46,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("cpu_demo", "pretrain", "built-in scenes, 5 minutes on 2 cores", cpu_demo),
         Recipe("cpu_real", "pretrain", "a pack of real cut-outs, under 30 minutes on 2 cores", cpu_real),
+        Recipe("cpu_backbone", "pretrain", "the backbone that ships with the workbench, 35 CPU-minutes", cpu_backbone),
         Recipe("cpu_folder", "pretrain", "any folder of images, under 30 minutes on 2 cores", cpu_folder),
         Recipe("cpu_continue", "pretrain", "from given weights (--start.weights), heads first", cpu_continue),
         Recipe("cpu_continue_naive", "pretrain", "the same without care, to be compared", cpu_continue_naive),
@@ -59,7 +62,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe("vitl16_dinov2", "pretrain", "DINOv2's ViT-L figures, for a folder of images", vitl16_dinov2),
         Recipe("vitl16_im1k", "pretrain", "the official ViT-L/16 figures, for a folder of ImageNet", vitl16_im1k),
         Recipe("vit7b16_pretrain", "pretrain", "the official ViT-7B/16 figures, stage 1", vit7b16_pretrain),
+        Recipe("lab_healthy", "pretrain", "lab: the healthy anchor, 5 minutes on one core", lab_healthy),
+        Recipe("lab_unstressed", "pretrain", "lab: goes on without stress (--start.fork)", lab_unstressed),
+        Recipe("lab_induced", "pretrain", "lab: an induced dense degradation (--start.fork)", lab_induced),
         Recipe("cpu_anchor", "anchor", "Gram anchoring of a cpu_demo run (--start.fork)", cpu_anchor),
+        Recipe("lab_induced_gram", "anchor", "lab: Gram against the induced stress (--start.fork)", lab_induced_gram),
         Recipe("vit7b16_anchor", "anchor", "the official ViT-7B/16 figures, stage 2", vit7b16_anchor),
         Recipe("cpu_adapt", "adapt", "mixed larger crops after cpu_anchor (--start.fork)", cpu_adapt),
         Recipe("vit7b16_adapt", "adapt", "the official ViT-7B/16 figures, stage 3", vit7b16_adapt),
@@ -71,6 +78,7 @@ __all__ = [
     "Recipe",
     "cpu_adapt",
     "cpu_anchor",
+    "cpu_backbone",
     "cpu_continue",
     "cpu_continue_naive",
     "cpu_demo",
@@ -82,6 +90,10 @@ __all__ = [
     "cpu_mocov3",
     "cpu_real",
     "cpu_simclr",
+    "lab_healthy",
+    "lab_induced",
+    "lab_induced_gram",
+    "lab_unstressed",
     "vit7b16_adapt",
     "vit7b16_anchor",
     "vit7b16_pretrain",

@@ -29,10 +29,13 @@ def dense_curve(case: Case) -> tuple[str, Curve]:
 
 
 def peak_of(case: Case) -> int | None:
-    """The step that the newest dense-peak event names, else the highest of the curve; None without an event."""
+    """The step that the newest dense-peak event states, else the highest of the curve; None without an event."""
     events = [event for event in case.events if event.get("kind") == PEAK]
     if not events:
         return None
+    stated = events[-1].get("peak_step")
+    if isinstance(stated, int) and 0 <= stated <= events[-1]["step"]:
+        return stated
     named = _STEP.search(plain(events[-1].get("text", "")))
     if named and int(named[1]) <= events[-1]["step"]:
         return int(named[1])
@@ -42,13 +45,10 @@ def peak_of(case: Case) -> int | None:
 
 
 def _anchor_command(case: Case, peak: int) -> str:
-    """Fork the newest step with the Gram teacher of the peak."""
+    """Go on from the newest step with the Gram teacher of the peak: numbers of the run, never words of its files."""
     teacher = max((step for step in case.weight_steps if step <= peak), default=peak)
-    return (
-        f"python -m training anchor cpu_anchor --run {shlex.quote((printable(case.path) or 'RUN') + '-anchored')} "
-        f"{flag('start.fork', run_spec(case.path or 'RUN', case.step))} "
-        f"{flag('objective.gram.teacher', run_spec(case.path or 'RUN', teacher))}"
-    )
+    path = printable(case.path) or "RUN"
+    return shlex.join(["python", "-m", "training", "fork", path, "--teacher", f"run:{path}@step={teacher}"])
 
 
 def _peaked(case: Case) -> Iterator[Note]:
@@ -68,10 +68,7 @@ def _peaked(case: Case) -> Iterator[Note]:
     yield Note(
         "warn",
         both(f"onset detection: {said}{seen[0]}", f"起点检测：{said}{seen[1]}"),
-        both(
-            f"{command} (with the networks of this run)",
-            f"{command}（网络设置与本次训练相同）",
-        ),
+        both(command, command),
         metric=name,
         steps=(peak, max(case.step, peak)),
     )
@@ -103,12 +100,8 @@ def _declined(case: Case) -> Iterator[Note]:
             + "这只是看曲线，没有置信度。",
         ),
         both(
-            f"{command} (self-distillation only, with the networks of this run)"
-            if case.self_distils
-            else f"take the weights of the peak: {run_spec(case.path or 'RUN', peak)}",
-            f"{command}（仅限自蒸馏，网络设置与本次训练相同）"
-            if case.self_distils
-            else f"取峰值处的权重：{run_spec(case.path or 'RUN', peak)}",
+            command if case.self_distils else f"take the weights of the peak: {run_spec(case.path or 'RUN', peak)}",
+            command if case.self_distils else f"取峰值处的权重：{run_spec(case.path or 'RUN', peak)}",
         ),
         metric=name,
         steps=(peak, curve.steps[-1]),
