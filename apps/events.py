@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-TEXTS = {"level": 20, "kind": 100, "text": 2000, "time": 40, "series": 200, "command": 1000}
+from workbench.analysis.advice import fork_command
+
+TEXTS = {"level": 20, "kind": 100, "text": 2000, "time": 40, "series": 200}
 """Fields that are text, and how many characters of each travel."""
 REQUIRED_TEXTS = ("level", "kind", "text", "time")
 STEPS = ("peak_step", "since", "advised_step")
@@ -12,19 +14,21 @@ STEPS = ("peak_step", "since", "advised_step")
 MAX_STEP = 2**53
 
 
-def told_event(row: dict[str, Any]) -> dict[str, Any]:
+def told_event(row: dict[str, Any], path: str) -> dict[str, Any]:
     """{"step", "level", "kind", "text", "time"} of a row of events.jsonl, and what a detector added, where valid.
 
-    A detector's fields: `peak_step`, `since`, `advised_step` (whole numbers from 0), `confidence` (0 to 1), `series`
-    (the metric it speaks of) and `command` (text, to be shown and copied, never run).
+    A detector's fields: `peak_step`, `since`, `advised_step` (whole numbers from 0), `confidence` (0 to 1) and `series`
+    (the metric it speaks of). With an advised step comes `command`, the fork it advises, made here for the run in
+    `path`: a command in the file would be somebody else's text in a person's shell, and does not travel.
     """
     event = {"step": row["step"], **{name: str(row.get(name, ""))[: TEXTS[name]] for name in REQUIRED_TEXTS}}
-    for name in ("series", "command"):
-        if isinstance(value := row.get(name), str) and value:
-            event[name] = value[: TEXTS[name]]
+    if isinstance(series := row.get("series"), str) and series:
+        event["series"] = series[: TEXTS["series"]]
     for name in STEPS:
         if is_step(value := row.get(name)):
             event[name] = value
+    if "advised_step" in event:
+        event["command"] = fork_command(path, event["advised_step"])
     confidence = row.get("confidence")
     if isinstance(confidence, int | float) and not isinstance(confidence, bool) and 0 <= confidence <= 1:
         event["confidence"] = confidence
@@ -42,4 +46,3 @@ def told_parent(parent: Any) -> dict[str, Any] | None:
 def is_step(value: Any) -> bool:
     """Whether `value` is a whole number from 0 that a browser can hold exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEP
-

@@ -158,7 +158,7 @@ class RunFeed:
         for row in evaluations:
             backbone = str(row.get("backbone", main))
             self._add(row, prefix="" if backbone == main else f"{backbone}/")
-        self.events.extend(told_event(row) for row in events)
+        self.events.extend(told_event(row, str(self.run.path)) for row in events)
         return True
 
     def _new(self, name: str) -> list[dict[str, Any]] | None:

@@ -54,8 +54,10 @@ class JointBasisCache:
     def _fit(self, older: RunFeed, younger: RunFeed) -> tuple[Pair, Fit]:
         key = (older.identity, older.version, younger.identity, younger.version)
         steps = _chosen(older), _chosen(younger)
-        stamps = tuple([feed.run.probe_stamp(step) for step in of] for feed, of in zip((older, younger), steps, strict=True))
-        pair = Pair(steps, (stamps[0], stamps[1]))
+        old, young = (
+            [feed.run.probe_stamp(step) for step in of] for feed, of in ((older, steps[0]), (younger, steps[1]))
+        )
+        pair = Pair(steps, (old, young))
         known = self._kept.pop(key, None)
         if known is None or known[0] != pair:
             known = pair, self._new(older, younger, pair)

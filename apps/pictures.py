@@ -20,7 +20,7 @@ class Pictures:
         self._encoded: dict[int, bytes] = {}
 
     def about(self, run: Run, steps: list[int]) -> dict[str, Any] | None:
-        """{"count", "grid": [H, W] patches, "image": [h, w] pixels, "dim", "captions", "same"}; None before the first step.
+        """{"count", "grid": [H, W] patches, "image": [h, w] pixels, "dim", "captions", "same"}; None before any step.
 
         `same` is equal for two runs whose probe images are equal, pixel for pixel.
         """

