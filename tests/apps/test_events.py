@@ -48,7 +48,7 @@ def test_fields_of_another_kind_are_left_out(wrong):
 
 def test_texts_are_bounded_and_absent_ones_empty():
     told = told_event({"step": 0, "text": "x" * 10**6, "series": "y" * 10**6}, PATH)
-    assert (len(told["text"]), len(told["command"])) == (TEXTS["text"], TEXTS["command"])
+    assert (len(told["text"]), len(told["series"])) == (TEXTS["text"], TEXTS["series"])
     assert told["kind"] == told["level"] == ""
 
 

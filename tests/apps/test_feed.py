@@ -11,6 +11,7 @@ import made_up_run
 import pytest
 
 from apps.feed import Cursor, RunFeed, thin
+from workbench.analysis.advice import fork_command
 from workbench.runs import RunWriter
 
 
@@ -147,7 +148,7 @@ def test_a_detectors_advice_travels_with_its_event(growing):
     feed.refresh()
     event = json.loads(feed.delta(Cursor(feed.generation, 0, 1))[1])["events"][0]
     assert (event["kind"], event["peak_step"], event["advised_step"]) == ("dense-peak", 10, 10)
-    assert event["command"] == "python -m training"
+    assert event["command"] == fork_command(str(writer.path), 10), "made here, whatever the file says"
     assert "confidence" not in event
 
 

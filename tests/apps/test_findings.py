@@ -11,6 +11,8 @@ import pytest
 from apps import findings
 from apps.feed import RunFeed
 from apps.findings import FindingsCache, told_finding
+from workbench.doctor import examine
+from workbench.runs import Run
 
 
 @pytest.fixture
@@ -102,3 +104,19 @@ def test_at_most_so_many_findings_travel(sick, monkeypatch):
     many = (made_up_findings.finding(str(k), "info", title="t", text="t") for k in range(10**4))
     monkeypatch.setattr(findings, "examine", lambda run: many)
     assert len(FindingsCache().of(sick[2])["findings"]) == findings.MOST_FINDINGS
+
+
+def test_the_doctor_s_own_findings_are_told_whole(tmp_path):
+    """No made-up ones here: every field of what the doctor says of a run reaches the page."""
+    writer, images = made_up_run.create(tmp_path / "run", side=64)
+    made_up_run.grow(writer, images, 0, 60)
+    made_up_run.peak(writer, 60, peak_step=20, since=40)
+    writer.close()
+    found = examine(Run(tmp_path / "run"))
+    assert "dense-peak" in {finding.rule for finding in found}
+    for finding in found:
+        told = told_finding(finding)
+        assert (told["rule"], told["level"]) == (finding.rule, finding.level)
+        assert told["title"] == finding.title
+        assert told["text"]["zh"] == finding.text["zh"][: findings.WORDS]
+        assert told["metric"] == (finding.metric or "")
