@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from workbench.analysis.advice import Advice, advise
+from workbench.analysis.advice import Advice, advise, fork_command
 from workbench.analysis.onset import Begun, Verdict, config_for, onset
 from workbench.runs import Run, RunWriter
 
@@ -56,18 +55,12 @@ def described(verdict: Verdict, advice: Advice | None, path: str, role: str) -> 
         "peak_step": verdict.peak_step,
         "since": verdict.since,
         "confidence": verdict.confidence,
-        "score": lead.key,
+        "series": lead.key,
         "advised_step": None,
         "command": None,
     }
     if advice is None:
         return f"{text}; no published weights of a judged step are left to be a Gram teacher", details
-    command = fork_command(path, verdict.step, advice.best.step, role)
+    command = fork_command(path, advice.best.step, role)
     details |= {"advised_step": advice.best.step, "command": command}
     return f"{text}; {advice.reason()}; to fork with it: {command}", details
-
-
-def fork_command(path: str, step: int, teacher_step: int, role: str) -> str:
-    """One shell command that goes on from `step` of the run in `path`, anchored to its step `teacher_step`."""
-    words = ["python", "-m", "training", "fork", path, "--step", str(step)]
-    return shlex.join([*words, "--teacher", f"run:{path}@step={teacher_step}:{role}"])

@@ -16,7 +16,8 @@ from training.launch import EXIT_DEGRADED, launch
 from training.phases.anchor import AnchorConfig, GramConfig
 from training.phases.contrast import ContrastConfig
 from training.recipes import RECIPES
-from training.watch import PEAK, fork_command
+from training.watch import PEAK
+from workbench.analysis.advice import fork_command
 from workbench.analysis.onset import Begun, OnsetConfig
 from workbench.runs import Run
 
@@ -177,6 +178,13 @@ def test_an_anchored_run_is_forked_with_its_own_parts(tmp_path: Path):
 
 
 def test_hostile_names_are_quoted():
-    command = fork_command("runs/$(touch x); 'y", 7, 3, "teacher")
-    assert shlex.split(command)[4] == "runs/$(touch x); 'y"
-    assert len(shlex.split(command)) == 9
+    words = shlex.split(fork_command("runs/$(touch x); 'y", 3))
+    assert words == [
+        "python",
+        "-m",
+        "training",
+        "fork",
+        "runs/$(touch x); 'y",
+        "--teacher",
+        "run:runs/$(touch x); 'y@step=3",
+    ]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from workbench.analysis.onset import LABELLED, OnsetConfig, Verdict, curve, smoothed
+
+
+def fork_command(path: str, teacher_step: int, role: str = "") -> str:
+    """One shell command that goes on with Gram anchoring from the newest resume checkpoint of the run in `path`.
+
+    `teacher_step` of its `role` (its main one if empty) is the Gram teacher. Names are quoted.
+    """
+    teacher = f"run:{path}@step={teacher_step}" + (f":{role}" if role else "")
+    return shlex.join(["python", "-m", "training", "fork", path, "--teacher", teacher])
 
 
 class Candidate(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 
+from workbench.analysis.advice import fork_command
 from workbench.doctor import sources
 from workbench.doctor.case import Case, Curve
 from workbench.doctor.finding import Note, both, flag, number, plain, printable, rule, run_spec
@@ -47,8 +47,7 @@ def peak_of(case: Case) -> int | None:
 def _anchor_command(case: Case, peak: int) -> str:
     """Go on from the newest step with the Gram teacher of the peak: numbers of the run, never words of its files."""
     teacher = max((step for step in case.weight_steps if step <= peak), default=peak)
-    path = printable(case.path) or "RUN"
-    return shlex.join(["python", "-m", "training", "fork", path, "--teacher", f"run:{path}@step={teacher}"])
+    return fork_command(printable(case.path) or "RUN", teacher)
 
 
 def _peaked(case: Case) -> Iterator[Note]:
