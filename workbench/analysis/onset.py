@@ -52,7 +52,7 @@ class OnsetConfig:
     smallest_turn: float = 0.015
     """The same for a label-free gauge."""
     typical_noise: float = 0.01
-    """Scatter of a score from one evaluation to the next, where neither standard errors nor enough rows tell."""
+    """Scatter of a score from one evaluation to the next on the same images, before enough rows tell."""
     typical_gauge_noise: float = 0.005
     """The same for a label-free gauge."""
     memory_steps: float = 80.0
@@ -210,12 +210,16 @@ def chance(gain: float) -> float:
 def _turns(
     rows: Sequence[Row], keys: Mapping[str, int], least: float, prior: float, config: OnsetConfig
 ) -> tuple[Turn, ...]:
-    """What each of `keys` says, declines first; `prior` is their noise where the rows record no standard error."""
+    """What each of `keys` says, declines first; `prior` is what their noise is before the rows tell.
+
+    The standard errors that rows record are between images. A run is evaluated on the same images every time, so from
+    row to row a score scatters much less than that.
+    """
     curves = {key: curve(rows, key, config, sign) for key, sign in keys.items()}
     curves = {key: found for key, found in curves.items() if len(found.values) >= config.min_rows}
     turns = []
     for key, found in curves.items():
-        sigma = noise(found.steps, found.values, found.error or prior)
+        sigma = noise(found.steps, found.values, prior)  # not found.error: all rows saw the same images
         turns.append(_turn(key, keys[key], found, sigma, least, len(curves), config))
     return tuple(sorted(turns, key=lambda turn: (turn.state not in ("peaked", "falling"), -turn.confidence)))
 
