@@ -154,6 +154,7 @@ CHANGES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "loop.log_every": lambda c: replace(c, loop=replace(c.loop, log_every=1)),
     "loop.save_every": lambda c: replace(c, loop=replace(c.loop, save_every=1)),
     "loop.keep_every": lambda c: replace(c, loop=replace(c.loop, keep_every=1)),
+    "loop.on_degradation": lambda c: replace(c, loop=replace(c.loop, on_degradation="none")),
     "batch.workers": lambda c: replace(c, batch=replace(c.batch, workers=2)),
     "batch.prefetch": lambda c: replace(c, batch=replace(c.batch, prefetch=1)),
     "data.cache_mib": lambda c: replace(c, data=replace(c.data, cache_mib=0)),
