@@ -14,13 +14,18 @@ RUN ?= runs/demo
 # `make pipeline`: three runs, PIPELINE-1-pretrain and so on, of so many steps each.
 PIPELINE ?= runs/pipeline
 STEPS ?= 60
+# `make lab`: a chain a seed; LAB_LIBRARY=PATH of a cut-out pack (docs/data.md), without it the built-in scenes.
+LAB ?= runs/lab
+LAB_LIBRARY ?=
+SEEDS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline test lint format types imports unit browser bench constraints clean
+.PHONY: help setup demo pipeline lab test lint format types imports unit browser bench constraints clean
 
 help:
 	@echo "make demo    set up, train on built-in scenes and open the page that shows it (Ctrl-C saves; again = resume)"
 	@echo "make pipeline   pretrain, anchor, adapt on built-in scenes, $(STEPS) steps each (again = resume; STEPS=400 for more)"
+	@echo "make lab     an induced dense degradation and its cure, with controls: 20 minutes on 2 cores (again = resume)"
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make setup   only make the environment in $(VENV)/"
 	@echo "make lint | format | types | imports | unit | browser   one part of make test, or its repair"
@@ -57,6 +62,10 @@ pipeline: setup
 		--start.fork run:$(PIPELINE)-2-anchor@step=$(STEPS)
 	@echo "Watch all three: $(BIN)/python -m apps --runs $(patsubst %/,%,$(dir $(PIPELINE))) --open"
 
+lab: setup
+	@$(BIN)/python benchmarks/lab.py $(LAB) --seeds $(SEEDS) $(if $(LAB_LIBRARY),--library "$(LAB_LIBRARY)")
+	@echo "Watch all runs: $(BIN)/python -m apps --runs $(LAB) --open"
+
 # Every Python process of the tests runs behind the guard of tests/offline/; a line in its log fails the whole.
 test: setup
 	@start=$$(date +%s); log=$$(mktemp); trap 'rm -f "$$log"' EXIT; passed=true; \
@@ -90,9 +99,9 @@ browser: setup
 	$(BIN)/python -m pytest -m browser
 
 bench: setup
-	@for script in $(filter-out benchmarks/cpu_%.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/cpu_%.py benchmarks/lab%.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	@echo "benchmarks/cpu_real.py and cpu_continue.py need finished trainings: see their headers."
+	@echo "benchmarks/cpu_real.py and cpu_continue.py need finished trainings: see their headers. make lab is apart."
 
 constraints: setup
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable; } > constraints.new

@@ -27,6 +27,7 @@ from training.losses import (
     update_center,
 )
 from training.phases.phase import StepLosses
+from training.phases.stress import StressConfig, leak_loss
 from training.schedules import Schedule, constant, to_steps
 from workbench.backbones import VisionTransformer, ViTConfig
 from workbench.features import Features
@@ -56,6 +57,8 @@ class PretrainConfig:
     student_temperature: float = 0.1
     teacher_temperature: Schedule = field(default_factory=lambda: constant(0.07))
     momentum: Schedule = field(default_factory=lambda: constant(0.994))
+    stress: StressConfig = field(default_factory=StressConfig)
+    """Induced degradation, for the lab; off by default."""
 
     def __post_init__(self) -> None:
         temperatures = (self.student_temperature, *self.teacher_temperature.extremes())
@@ -216,7 +219,11 @@ class Pretrain:
         if views.masks is not None and patch_targets is not None:
             ibot = self._ibot(views.globals_.patches, views.masks, patch_targets)
             terms["ibot"] = Term(config.ibot_weight * self._ibot_ramp(step), ibot)
-        return terms, _assignment_statistics(targets)
+        record = _assignment_statistics(targets)
+        if config.stress.leak_weight:
+            terms["leak"] = Term(config.stress.leak_weight, self._leak(views.globals_.patches, targets))
+            record["induced/leak_weight"] = torch.tensor(config.stress.leak_weight)
+        return terms, record
 
     def _student(self, batch: Batch, masked: Tensor | None) -> tuple[Features, Features]:
         if not len(batch.locals_):
@@ -273,6 +280,17 @@ class Pretrain:
         head = self.student.ibot_head
         logits = PrototypeLogits(head.embed(patches[masks]), head.prototypes())
         return ibot_loss(logits, targets, masks.flatten(1), student_temperature=self.config.student_temperature)
+
+    def _leak(self, patches: Tensor, targets: Tensor) -> Tensor:
+        """The induced stress on the global crops; patches [G*B, H, W, D], targets [G*B, K]."""
+        return leak_loss(
+            self.student.dino_head,
+            patches,
+            targets,
+            tokens=self.config.stress.leak_tokens,
+            temperature=self.config.student_temperature,
+            generator=self.network_generator,
+        )
 
     def _ibot_ramp(self, step: int) -> float:
         return min(1.0, (step + 1) / self.config.ibot_warmup_steps) if self.config.ibot_warmup_steps else 1.0

@@ -19,6 +19,7 @@ from training.recipes.compare import (
     vitl16_dinov2,
     vits16_dinov1,
 )
+from training.recipes.lab import lab_healthy, lab_induced, lab_induced_gram, lab_unstressed
 from training.recipes.laptop import (
     cpu_adapt,
     cpu_anchor,
@@ -59,7 +60,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe("vitl16_dinov2", "pretrain", "DINOv2's ViT-L figures, for a folder of images", vitl16_dinov2),
         Recipe("vitl16_im1k", "pretrain", "the official ViT-L/16 figures, for a folder of ImageNet", vitl16_im1k),
         Recipe("vit7b16_pretrain", "pretrain", "the official ViT-7B/16 figures, stage 1", vit7b16_pretrain),
+        Recipe("lab_healthy", "pretrain", "lab: the healthy anchor, 5 minutes on one core", lab_healthy),
+        Recipe("lab_unstressed", "pretrain", "lab: goes on without stress (--start.fork)", lab_unstressed),
+        Recipe("lab_induced", "pretrain", "lab: an induced dense degradation (--start.fork)", lab_induced),
         Recipe("cpu_anchor", "anchor", "Gram anchoring of a cpu_demo run (--start.fork)", cpu_anchor),
+        Recipe("lab_induced_gram", "anchor", "lab: Gram against the induced stress (--start.fork)", lab_induced_gram),
         Recipe("vit7b16_anchor", "anchor", "the official ViT-7B/16 figures, stage 2", vit7b16_anchor),
         Recipe("cpu_adapt", "adapt", "mixed larger crops after cpu_anchor (--start.fork)", cpu_adapt),
         Recipe("vit7b16_adapt", "adapt", "the official ViT-7B/16 figures, stage 3", vit7b16_adapt),
@@ -82,6 +87,10 @@ __all__ = [
     "cpu_mocov3",
     "cpu_real",
     "cpu_simclr",
+    "lab_healthy",
+    "lab_induced",
+    "lab_induced_gram",
+    "lab_unstressed",
     "vit7b16_adapt",
     "vit7b16_anchor",
     "vit7b16_pretrain",
