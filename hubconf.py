@@ -83,7 +83,8 @@ def dinov3_convnext_large(weights: str | Path | None = None) -> ConvNeXt:
     return _network("convnext_large", weights)
 
 
-def run(path: str | Path, step: int | None = None, role: str = "teacher") -> Any:
-    """A network of the run directory at `path`: the backbone `role` at `step` (None: the latest)."""
+def run(path: str | Path, step: int | None = None, role: str | None = None) -> Any:
+    """A network of the run directory at `path`: the backbone `role` (None: the one it evaluates) at `step` (None: the
+    latest)."""
     network: Any = Run(path).backbone(role, step)
     return network.requires_grad_(False)

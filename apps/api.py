@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from apps.basis import BasisCache
 from apps.feed import POLL_SECONDS, Cursor, RunFeed
+from apps.findings import FindingsCache
+from apps.joint import JointBasisCache
 from apps.listing import Listing
 from workbench.runs import RunNotFoundError
 from workbench.views.encode import encode_features
@@ -50,6 +52,8 @@ class Routes:
     def __init__(self, listing: Listing, closing: Callable[[], bool] = lambda: False) -> None:
         self.listing, self.closing = listing, closing
         self.bases = BasisCache()
+        self.joint_bases = JointBasisCache(self.bases)
+        self.doctor = FindingsCache()
         self.router = APIRouter(prefix="/api")
         add = self.router.add_api_route
         add("/runs", self.runs)
@@ -58,6 +62,8 @@ class Routes:
         add("/runs/{identity}/images/{index}.png", self.image)
         add("/runs/{identity}/probes/{step}", self.probes)
         add("/runs/{identity}/basis", self.basis)
+        add("/runs/{identity}/basis/{other}", self.joint_basis)
+        add("/runs/{identity}/findings", self.findings)
         add("/runs/{identity}/stream", self.stream)
 
     def runs(self) -> Response:
@@ -113,6 +119,21 @@ class Routes:
                 raise error(404, "no-probes", "this run has written no probe features yet")
             content, about = self.bases.encoded(feed, steps)
         return Response(content, media_type=BINARY, headers={"x-basis": json.dumps(about), "cache-control": "no-store"})
+
+    def joint_basis(self, identity: str, other: str) -> Response:
+        """One PCA basis for all steps of two runs: bytes as of `basis`, and {"steps": {id: …}, "explained"}."""
+        with reading(identity):
+            feed = self.listing.feed(identity)
+        with reading(other):
+            content, about = self.joint_bases.encoded(feed, self.listing.feed(other))
+        return Response(content, media_type=BINARY, headers={"x-basis": json.dumps(about), "cache-control": "no-store"})
+
+    def findings(self, identity: str) -> Response:
+        """What the run doctor says: {"findings": [{rule, level, title, text, fix, metric, steps, source}]}."""
+        with reading(identity):
+            feed = self.listing.feed(identity)
+            feed.refresh()
+            return fresh(self.doctor.of(feed))
 
     async def stream(
         self, request: Request, identity: str, cursor: str = "", last_event_id: Annotated[str, Header()] = ""

@@ -107,6 +107,11 @@ class BasisCache:
         explained = [share / total for share in fit.basis.variance.tolist()]
         return fit.content, {"steps": fit.steps, "explained": explained, "refits": refits}
 
+    def fit(self, feed: RunFeed, steps: list[int]) -> Fit:
+        """The fit in force at the latest of the rising `steps` (not empty)."""
+        with self._lock:
+            return self._latest(feed, steps)[0]
+
     def _latest(self, feed: RunFeed, steps: list[int]) -> tuple[Fit, list[int]]:
         chain = self._kept.setdefault((feed.identity, feed.version), [])
         stamps = [feed.run.probe_stamp(step) for step in steps]

@@ -9,17 +9,21 @@ import math
 import time
 from array import array
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from apps.events import told_event, told_parent
 from apps.pictures import Pictures
 from workbench.runs import Run
 
 POLL_SECONDS = 0.4
 """At most one look at the files per this many seconds, however many viewers a run has."""
 NOT_METRICS = frozenset({"step", "seconds", "backbone"})
+STANDARD_ERROR = ":se"
+"""The series "KEY:se" holds the standard errors of the series "KEY"."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,16 @@ class Series:
     seconds: array = field(default_factory=lambda: array("d"))
     value: array = field(default_factory=lambda: array("d"))
 
-    def columns(self, first_row: int = 0, points: int | None = None) -> dict[str, list]:
-        """{"step", "seconds", "value"} of the records from row `first_row` on, thinned to about `points` records."""
+    def kept(self, first_row: int = 0, points: int | None = None) -> Sequence[int]:
+        """Places of the records from row `first_row` on, thinned to about `points` of them."""
         start = bisect_left(self.row, first_row)
-        kept: range | list[int] = range(start, len(self.row))
-        if points is not None and len(kept) > points:
-            kept = thin(self.value, start, points)
+        if points is not None and len(self.row) - start > points:
+            return thin(self.value, start, points)
+        return range(start, len(self.row))
+
+    def columns(self, kept: Sequence[int] | None = None) -> dict[str, list]:
+        """{"step", "seconds", "value"} of the records at the places `kept`, all when None."""
+        kept = range(len(self.row)) if kept is None else kept
         return {
             "step": [self.step[i] for i in kept],
             "seconds": [_finite(self.seconds[i]) for i in kept],
@@ -150,7 +158,7 @@ class RunFeed:
         for row in evaluations:
             backbone = str(row.get("backbone", main))
             self._add(row, prefix="" if backbone == main else f"{backbone}/")
-        self.events.extend(_event(row) for row in events)
+        self.events.extend(told_event(row, str(self.run.path)) for row in events)
         return True
 
     def _new(self, name: str) -> list[dict[str, Any]] | None:
@@ -181,7 +189,7 @@ class RunFeed:
             "status": self.status,
             "version": self.version,
             "backbone": self.run.main_role,
-            "parent": self.run.parent,
+            "parent": told_parent(self.run.parent),
             "step": max(self._last_step, 0),
             "steps": planned if isinstance(planned, int) else None,
             "age": self.run.age(),
@@ -193,8 +201,19 @@ class RunFeed:
 
     def series_columns(self, first_row: int = 0, points: int | None = None) -> dict[str, dict[str, list]]:
         """{name: {"step", "seconds", "value"}} of the records from row `first_row` on; empty series are left out."""
-        columns = {name: series.columns(first_row, points) for name, series in self.series.items()}
+        columns = {
+            name: series.columns(self._kept(name, series, first_row, points)) for name, series in self.series.items()
+        }
         return {name: column for name, column in columns.items() if column["step"]}
+
+    def _kept(self, name: str, series: Series, first_row: int, points: int | None) -> Sequence[int]:
+        """A standard error goes with the records of its metric that are kept, so that each value has its own."""
+        kept = series.kept(first_row, points)
+        base = self.series.get(name.removesuffix(STANDARD_ERROR)) if name.endswith(STANDARD_ERROR) else None
+        if base is None or isinstance(kept, range):
+            return kept
+        rows = {base.row[place] for place in base.kept(first_row, points)}
+        return [place for place, row in enumerate(series.row) if row in rows]
 
     def summary(self, points: int) -> dict[str, Any]:
         """All a page needs but arrays; series thinned to about `points` records each."""
@@ -234,8 +253,3 @@ class RunFeed:
 def _number(value: Any) -> float:
     """`value` as a float; anything that is no number is not-a-number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _event(row: dict[str, Any]) -> dict[str, Any]:
-    texts = {name: str(row.get(name, "")) for name in ("level", "kind", "text", "time")}
-    return {"step": row["step"], **texts}

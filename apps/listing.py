@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
 
+from apps.events import told_parent
 from apps.feed import RunFeed
 from workbench.runs import Run, RunListing, RunNotFoundError, scan_runs
 
@@ -82,7 +83,12 @@ class Listing:
         return rows + [{"id": run_id(name), "name": name, **unreadable, "error": error} for name, error in problems]
 
     def _row(self, run: Run) -> dict[str, Any]:
-        row = {"id": run_id(run.path.name), "name": run.name, "phase": str(run.info.get("phase") or "")}
+        row = {
+            "id": run_id(run.path.name),
+            "name": run.name,
+            "phase": str(run.info.get("phase") or ""),
+            "parent": told_parent(run.parent),
+        }
         try:
             return {**row, "status": run.status(), "age": run.age()}
         except (OSError, ValueError) as error:

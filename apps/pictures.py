@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from threading import Lock
 from typing import Any
 
@@ -19,7 +20,10 @@ class Pictures:
         self._encoded: dict[int, bytes] = {}
 
     def about(self, run: Run, steps: list[int]) -> dict[str, Any] | None:
-        """{"count", "grid": [H, W] patches, "image": [h, w] pixels, "dim", "captions"}; None before the first step."""
+        """{"count", "grid": [H, W] patches, "image": [h, w] pixels, "dim", "captions", "same"}; None before any step.
+
+        `same` is equal for two runs whose probe images are equal, pixel for pixel.
+        """
         with self._lock:
             if self._about is None and steps:
                 images = self._images(run)
@@ -30,6 +34,7 @@ class Pictures:
                     "image": list(images.images.shape[2:]),
                     "dim": patches.shape[3],
                     "captions": images.captions,
+                    "same": hashlib.sha256(images.images.contiguous().numpy().tobytes()).hexdigest()[:16],
                 }
             return self._about
 

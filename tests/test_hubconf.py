@@ -60,6 +60,16 @@ def test_torch_hub_loads_from_the_checkout(tmp_path: Path) -> None:
     assert told["ERROR"].startswith("no weights file at nowhere.pth")
 
 
+def test_a_run_gives_the_network_that_it_evaluates(tmp_path: Path) -> None:
+    """A SimCLR run, for one, has no teacher."""
+    import hubconf
+
+    model = VisionTransformer(ViTConfig.vit_nano(depth=1))
+    with RunWriter.create(tmp_path / "run", info={"backbone": "student"}, config={}) as writer:
+        writer.backbone("student", 3, architecture_of(model), model.state_dict())
+    assert torch.equal(hubconf.run(tmp_path / "run").state_dict()["cls_token"], model.state_dict()["cls_token"])
+
+
 def test_every_entry_point_builds_what_its_name_says() -> None:
     import hubconf
 

@@ -23,6 +23,7 @@ PHASES = {
     "anchor": "pretraining goes on from a fork, its patch similarities held to a Gram teacher's",
     "adapt": "the same at higher, mixed resolutions",
 }
+FORK_COMMAND = "fork"
 MISTAKE = 2
 INTERRUPTED = 130
 
@@ -46,8 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(_overview())
         return 0 if words else MISTAKE
     phase, rest = words[0], words[1:]
+    if phase == FORK_COMMAND:
+        from training.fork import main as fork
+
+        return fork(rest)
     if phase not in PHASES:
-        return _mistake(f"unknown phase {phase!r}", phase, list(PHASES), "phases")
+        return _mistake(f"unknown phase {phase!r}", phase, [*PHASES, FORK_COMMAND], "phases")
     recipes = {name: recipe for name, recipe in RECIPES.items() if recipe.phase == phase}
     if not rest or rest[0] in ("-h", "--help"):
         print(_overview())
@@ -88,6 +93,10 @@ def _overview() -> str:
         for recipe in RECIPES.values():
             if recipe.phase == phase:
                 lines.append(f"    {recipe.name:14} {recipe.summary}")
+    lines += [
+        "",
+        "fork RUN [--step N]: go on from a step of any self-distillation run with Gram anchoring (fork --help)",
+    ]
     lines += ["", "options of a recipe: python -m training PHASE RECIPE --help"]
     return "\n".join(lines)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from training.data.augment import AugmentConfig, MultiCrop
 from training.data.batch import BatchConfig, BatchStream
@@ -78,6 +79,45 @@ class TrainConfig:
 def as_tree(config: TrainConfig) -> dict[str, Any]:
     """The config as plain dicts, lists and numbers: the content of config.json."""
     return _plain(asdict(config))
+
+
+def config_from_tree(tree: dict[str, Any], phase: str) -> TrainConfig:
+    """The config whose `as_tree` is `tree`, of a run of `phase` (some objectives differ in nothing else).
+
+    A field that the tree lacks has its default: the tree is of an older version. Raises ValueError for a field that
+    this version does not know and for values that fit no part.
+    """
+    try:
+        return cast(TrainConfig, _built(TrainConfig, tree, phase))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"this config is none of this version: {error}") from error
+
+
+def _built(kind: Any, value: Any, phase: str) -> Any:
+    """`value`, of a tree, as what the annotation `kind` asks for."""
+    if get_origin(kind) in (Union, UnionType):
+        options = get_args(kind)
+        if value is None and NoneType in options:
+            return None
+        if not isinstance(value, dict):
+            return next((_built(o, value, phase) for o in options if get_origin(o) is tuple), value)
+        parts = [option for option in options if is_dataclass(option) and set(value) <= _names(option)]
+        named = [part for part in parts if getattr(part, "phase", phase) == phase]
+        return _built(min(named or parts or options, key=lambda part: len(_names(part) - set(value))), value, phase)
+    if is_dataclass(kind):
+        if unknown := sorted(set(value) - _names(kind)):
+            raise ValueError(f"this version has no field {unknown[0]!r} in {cast(type, kind).__name__}.")
+        hints = get_type_hints(kind)
+        return cast(Any, kind)(**{name: _built(hints[name], item, phase) for name, item in value.items()})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        inner = get_args(kind)
+        kinds = [inner[0]] * len(value) if inner[-1:] == (...,) else inner
+        return tuple(_built(one, item, phase) for one, item in zip(kinds, value, strict=True))
+    return value
+
+
+def _names(kind: Any) -> set[str]:
+    return {item.name for item in fields(kind)} if is_dataclass(kind) else set()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -31,13 +31,14 @@ from workbench import __version__
 from workbench.run_files import RunLock
 from workbench.run_layout import CONFIG_FILE, LOCK_FILE, PROBE_IMAGES_FOLDER, PROBES_FOLDER, RESUME_FOLDER, RUN_FILE
 from workbench.run_probes import same_probes
-from workbench.runs import Run, RunWriter
+from workbench.runs import Run, RunWriter, parse_run_spec
 
 FREE_TO_CHANGE = (
     "loop.threads",
     "loop.log_every",
     "loop.save_every",
     "loop.keep_every",
+    "loop.on_degradation",
     "batch.workers",
     "batch.prefetch",
     "data.cache_mib",
@@ -45,15 +46,18 @@ FREE_TO_CHANGE = (
 """Fields that a resume may change: speed and cadence, not what is computed. With another number of threads sums may be
 split differently, and the last bits of the weights with them; all others leave every bit as it is."""
 
+EXIT_DEGRADED = 3
+"""Stopped by --loop.on-degradation stop: dense features decline. The same command goes on all the same."""
+
 EXIT_FAILED = 74  # EX_IOERR: the disk or the data failed; mend it and run the same command again
 
 
 def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
     """Start or resume the run in `folder`; returns the process's exit code.
 
-    0 finished, 75 stopped (the same command continues), 74 the disk or the data failed (mend it, then the same
-    command continues), 1 diverged. Raises ValueError or OSError, with nothing lost, for what a person can mend before
-    anything starts: a wrong folder, another config, a lock.
+    0 finished, 75 stopped (the same command continues), 3 stopped because dense features decline (it continues, too),
+    74 the disk or the data failed (mend it, then the same command continues), 1 diverged. Raises ValueError or OSError,
+    with nothing lost, for what a person can mend before anything starts: a wrong folder, another config, a lock.
     """
     _refuse_many_processes()
     config = config.resolve()
@@ -81,8 +85,14 @@ def launch(config: TrainConfig, folder: Path, *, fresh: bool = False) -> int:
                 resume_folder=folder / RESUME_FOLDER,
                 device=device,
                 stop_requested=lambda: stop.requested,
+                begun="fork" if config.start.fork else "weights" if config.start.weights else "random",
             )
-            return _run(trainer, writer, plan, resume, config)
+            code = _run(trainer, writer, plan, resume, config)
+    if code == EXIT_DEGRADED and config.loop.on_degradation == "fork":
+        from training.fork import follow  # which launches in its turn
+
+        return follow(folder)
+    return code
 
 
 def _parts(config: TrainConfig, device: str) -> tuple[EvaluationPlan, dict[str, Any]]:
@@ -137,7 +147,9 @@ def _run(trainer: Trainer, writer: RunWriter, plan: EvaluationPlan, resume: Path
         kind = "finished" if finished else "stopped"
         again = "" if finished else "; the same command continues from here"
         progress.say(f"{kind} at step {trainer.step}{again}")
-    return 0 if finished else EXIT_STOPPED
+    if finished:
+        return 0
+    return EXIT_DEGRADED if trainer.degraded else EXIT_STOPPED
 
 
 def _train(trainer: Trainer, progress: ProgressLine) -> bool:
@@ -151,7 +163,8 @@ def _train(trainer: Trainer, progress: ProgressLine) -> bool:
     finally:
         trainer.report_bad_images()
     kind = "finished" if finished else "stopped"
-    writer.event(trainer.step, "info", kind, f"{kind} at step {trainer.step} of {last}")
+    why = " because dense features decline" if trainer.degraded else ""
+    writer.event(trainer.step, "info", kind, f"{kind} at step {trainer.step} of {last}{why}")
     return finished
 
 
@@ -209,6 +222,7 @@ def _check_folder(config: TrainConfig, folder: Path, fresh: bool) -> None:
     with RunLock(folder):  # asked for now, before minutes of set-up, and taken again when the run is opened
         pass
     if fresh:
+        _keep_sources(config, folder)
         return
     drift = [
         line
@@ -221,6 +235,13 @@ def _check_folder(config: TrainConfig, folder: Path, fresh: bool) -> None:
             f"{folder} holds a run with another config ({len(drift)} fields, run -> command):\n  {shown}\n"
             "use the same options to resume it, another --run NAME to start beside it, or --fresh to delete it"
         )
+
+
+def _keep_sources(config: TrainConfig, folder: Path) -> None:
+    """Refuse to delete the run in `folder` when the new run starts from it."""
+    for spec in (config.start.fork, config.start.weights, *config.objective.references.values()):
+        if spec.startswith("run:") and Path(parse_run_spec(spec).path).resolve() == folder.resolve():
+            raise ValueError(f"--fresh would delete {folder}, which this run starts from ({spec}); take another --run")
 
 
 def _empty(folder: Path) -> None:

@@ -33,7 +33,8 @@ class StartConfig:
 
     fork: str = ""
     """run:PATH@step=N: go on from that run's resume checkpoint with its student, EMA teacher, heads, centres and
-    optimizer moments, under this config and from step 0. Moments that the parent has not start at zero."""
+    optimizer moments, under this config and from step 0. Moments that the parent has not start at zero. With the
+    parent's seed the batches are those the parent began with: give another."""
     student: Literal["student", "teacher"] = "student"
     """What a fork's student starts as: the parent's student, or its EMA teacher, then without optimizer moments."""
     weights: str = ""
@@ -87,9 +88,10 @@ def _fork(start: StartConfig, apart: set[str], phase: Phase, optimizer: torch.op
             f"{start.fork} does not fit this config: {len(unlike)} tensors differ, the first is {unlike[0]}. Give the "
             "child the networks and heads of its parent"
         )
+    if start.student == "teacher" and "teacher" not in phase.modules():
+        raise ValueError("start.student is 'teacher', but this objective has none; take --start.student student.")
     if start.student == "student":
-        moments = {f"optimizer/{name}": value for name, value in checkpoint.optimizer_tensors(optimizer).items()}
-        tensors |= {name: value for name, value in moments.items() if name in saved}
+        tensors |= _moments(saved, optimizer, start.fork)
     checkpoint.read_tensors(path, tensors)
     if start.student == "teacher":
         phase.modules()["student"].load_state_dict(phase.modules()["teacher"].state_dict())
@@ -103,6 +105,18 @@ def _network_tensors(phase: Phase, apart: set[str]) -> dict[str, Tensor]:
         if name not in apart
         for key, value in module.state_dict().items()
     }
+
+
+def _moments(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, spec: str) -> dict[str, Tensor]:
+    """The optimizer's tensors that the checkpoint has too. The backbone is always trained: none at all is an error."""
+    moments = {f"optimizer/{name}": value for name, value in checkpoint.optimizer_tensors(optimizer).items()}
+    common = {name: value for name, value in moments.items() if name in saved}
+    if not common:
+        raise ValueError(
+            f"{spec} keeps no optimizer moments that this version can read: another version of the code made it. Add "
+            "--start.student teacher, which starts without them from the averaged weights"
+        )
+    return common
 
 
 def _check_architecture(config: Mapping[str, Any], phase: Phase, spec: str) -> None:

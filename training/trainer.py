@@ -21,6 +21,8 @@ from training.data.batch import Batch, BatchStream
 from training.optim import OptimConfig, all_finite, clip_gradients, set_rates
 from training.phases.phase import Phase
 from training.progress import ProgressLine
+from training.watch import OnDegradation, Watch
+from workbench.analysis.onset import Begun
 from workbench.backbones import VisionTransformer, architecture_of
 from workbench.images import normalize
 from workbench.runs import Run, RunWriter
@@ -54,6 +56,10 @@ class LoopConfig:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", …"""
     precision: Literal["fp32", "bf16"] = "fp32"
+    on_degradation: OnDegradation = "warn"
+    """When the evaluations say that dense features have peaked and decline (docs/onset.md), once in a run: "warn"
+    writes an event with the advised Gram teacher and the command that forks with it; "stop" also saves and ends with
+    exit code 3; "fork" does that and starts the advised fork. "none" does not look."""
     max_bad_steps: int = 3
     """So many steps in a row may be skipped for a loss that is not finite before the run stops."""
 
@@ -84,7 +90,9 @@ class Trainer:
         loop: LoopConfig,
         device: str,
         stop_requested: Callable[[], bool],
+        begun: Begun = "random",
     ):
+        """`begun`: what the first weights are."""
         self.phase, self.stream, self.suite = phase, stream, suite
         self.probes = normalize(probes, *normalisation)
         self.writer, self.resume_folder, self.loop, self.optim = writer, resume_folder, loop, optim
@@ -92,6 +100,9 @@ class Trainer:
         self.role, self.backbone = next(iter(phase.backbones().items()))
         self.optimizer = optimizer
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
+        self.degraded = False
+        """Whether the run ended early because dense features decline."""
+        self.watch = None if loop.on_degradation == "none" else Watch(writer, self.role, begun=begun)
         self._clock: Callable[[], float] = lambda: self.seconds
         self.saved_step: int | None = None
         """Step of the newest checkpoint that is known to be good."""
@@ -272,4 +283,6 @@ class Trainer:
         self.seconds = self._clock()
         self.writer.evaluation(self.step, self.seconds, self.role, values)
         evaluated.add(self.step)
-        return True
+        peaked = self.watch is not None and self.watch.look(self.step)
+        self.degraded = peaked and self.loop.on_degradation in ("stop", "fork") and self.step < self.loop.steps
+        return not self.degraded

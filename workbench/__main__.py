@@ -1,4 +1,4 @@
-"""python -m workbench: `runs DIR` lists runs and how they do, `export SPEC FOLDER` hands their weights on."""
+"""python -m workbench: `runs` lists runs, `doctor` judges one, `onset` looks for a peak, `export` hands weights on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ _SCORES = {"patch k-NN": "dense/patch_knn", "mIoU": "dense/linear_miou", "k-NN":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, or 2 after a mistake (told in one line on standard error)."""
+    """Run one command; the exit code: 0, or 2 after a mistake (told in one line on standard error).
+
+    `doctor` also has 1: there is a warning or an error.
+    """
     choice = _parser().parse_args(arguments)
     try:
         if choice.command == "export":
             return export(choice.spec, choice.folder, choice.format, choice.overwrite)
+        if choice.command == "doctor":
+            from workbench.doctor.report import doctor
+
+            return doctor(choice.place, choice.language)
+        if choice.command == "onset":
+            return show_onset(choice.run)
         return show_runs(choice.folder)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,9 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,export}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,onset,export}")
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
+    text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
+    doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
+    doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
+    doctors.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
+    text = "Say whether the dense features of a run have peaked, and which step makes the best Gram teacher."
+    onsets = commands.add_parser("onset", help="say whether dense features have peaked", description=text)
+    onsets.add_argument("run", metavar="RUN", help="a run's folder")
     text = "Write a network as a folder that transformers or timm opens, with a model card."
     exports = commands.add_parser("export", help="write weights for transformers or timm", description=text)
     exports.add_argument("spec", metavar="SPEC", help="run:PATH[@step=N][:role], dinov3:ARCH:PATH or hf:FOLDER")
@@ -53,6 +69,30 @@ def export(spec: str, folder: str, library: Library, overwrite: bool) -> int:
     console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
     for note in written.left_out:
         console.print(_plain(f"note: {note}"))
+    return 0
+
+
+def show_onset(folder: str) -> int:
+    """Print the verdict on a run's evaluations, what each curve says, and the Gram teacher they speak for."""
+    from workbench.analysis.advice import advise
+    from workbench.analysis.onset import config_for, onset
+
+    run, console = Run(folder), Console()
+    start = run.config.get("start")
+    start = start if isinstance(start, dict) else {}
+    config = config_for("fork" if start.get("fork") else "weights" if start.get("weights") else "random")
+    rows = [row for row in run.evaluations()[0] if row.get("backbone") == run.main_role]
+    verdict = onset(rows, config)
+    console.print(_plain(f"{run.name}, {len(rows)} evaluations up to step {verdict.step}: {verdict.state}"))
+    if verdict.peak_step is not None:
+        console.print(_plain(f"peak near step {verdict.peak_step}, declining since step {verdict.since}"))
+    for turn in (*verdict.turns, *verdict.gauges):
+        text = f"  {turn.key}: {turn.state}; best two {turn.peak:.3f}, newest two {turn.now:.3f}"
+        console.print(_plain(f"{text}, confidence of a decline {turn.confidence:.3f}"))
+    if verdict.early_warning:
+        console.print(_plain("early warning: several label-free gauges have turned"))
+    advice = advise(rows, verdict, run.steps(), config)
+    console.print(_plain("no published step was judged, so none is advised" if advice is None else advice.reason()))
     return 0
 
 

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.backbones import ConvNeXt, Network, VisionTransformer, architecture_of
 from workbench.backbones.convnext import STRIDE
+from workbench.backbones.rope import RopePositionEmbedding
 from workbench.backbones.timm_names import timm_arguments, timm_name, timm_tensors
 from workbench.backbones.transformers_names import transformers_config, transformers_tensors
 from workbench.loading import load_backbone
-from workbench.model_card import LIBRARIES, Library, Origin, model_card
+from workbench.model_card import EXPORTED_BY, LIBRARIES, Library, Origin, model_card
 from workbench.origin import origin_of
 from workbench.run_files import replace_bytes, replacing, temporary_path
 
@@ -46,9 +48,9 @@ def export_backbone(
 ) -> Export:
     """Write the network that `spec` names (see `load_backbone`) as a folder for transformers or timm.
 
-    The folder appears whole or not at all. Raises ValueError when it is not empty (with `overwrite`: when it holds
-    anything that is no export), when `spec` names a network of another library, and for what the library cannot
-    compute.
+    The folder appears whole or not at all. Raises ValueError when it is not empty (with `overwrite`: when it is no
+    export, by its README.md, or holds anything else), when `spec` names a network of another library, and for what
+    the library cannot compute.
     """
     if library not in LIBRARIES:
         raise ValueError(f"format {library!r} is unknown; use one of {', '.join(LIBRARIES)}.")
@@ -68,7 +70,7 @@ def export_backbone(
     card = model_card(
         library=library, title=title, architecture=architecture, origin=origin, code=code, left_out=left_out
     )
-    _write_folder(target, {**files, CARD: card.encode()})
+    _write_folder(target, {**files, CARD: card.encode()}, overwrite)
     return Export(target, [*left_out, *origin.notes])
 
 
@@ -82,11 +84,21 @@ def _left_out(network: Network, library: Library) -> list[str]:
         notes.append("The norm of local crops (`local_cls_norm`) is left out; it is used in training only.")
     if config.drop_path:
         notes.append("Stochastic depth is off: ours skips a subset of the batch, which the library does not do.")
+    if not _has_exact_periods(network):
+        notes.append(
+            "The RoPE periods of these weights are rounded, as in half precision; the library computes exact ones, so "
+            "its features differ by some thousandths."
+        )
     if library == "transformers" and not config.layerscale:
         notes.append("The network has no LayerScale; it is written with gains of 1.")
     if library == "timm":
         notes.append("Mask token and RoPE augmentation, for training only, are left out: timm does not hold them.")
     return notes
+
+
+def _has_exact_periods(network: VisionTransformer) -> bool:
+    exact = RopePositionEmbedding(network.config.head_dim, base=network.config.rope_base).periods
+    return torch.allclose(network.rope_embed.periods.cpu(), exact, rtol=1e-6, atol=0)
 
 
 # ---- transformers ----
@@ -206,7 +218,12 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _write_file(path: Path, content: bytes | dict[str, Tensor]) -> None:
     if isinstance(content, bytes):
         return replace_bytes(path, content)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
+    tensors: dict[str, Tensor] = {}
+    pointers: set[int] = set()
+    for name, tensor in content.items():
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if plain.data_ptr() in pointers else plain  # safetensors writes no tensor twice
+        pointers.add(plain.data_ptr())
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
@@ -220,17 +237,28 @@ def _check_target(folder: Path, overwrite: bool) -> None:
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:5])}, which no export writes; nothing was touched. Choose another one."
         )
+    if names and overwrite and not _is_export(folder):
+        raise ValueError(f"{folder} holds a model that is no export, by its {CARD}; nothing was touched.")
     if names and not overwrite:
         raise ValueError(f"{folder} is not empty; choose another folder, or --overwrite to replace an earlier export.")
 
 
-def _write_folder(folder: Path, files: Files) -> None:
+def _is_export(folder: Path) -> bool:
+    """Whether the card in `folder` is one of ours; the folder of a downloaded model has the same file names."""
+    try:
+        return EXPORTED_BY in (folder / CARD).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _write_folder(folder: Path, files: Files, overwrite: bool) -> None:
     """Write all `files` beside `folder` under a temporary name, then put them in its place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = temporary_path(folder.parent), temporary_path(folder.parent)
     try:
         for name, content in files.items():
             _write_file(fresh / name, content)
+        _check_target(folder, overwrite)  # again: writing takes a while, and what came in meanwhile is not ours
         if folder.exists():
             os.rename(folder, old)
         try:

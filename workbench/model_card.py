@@ -16,6 +16,8 @@ from workbench.images import IMAGENET_MEAN, IMAGENET_STD
 
 LIBRARIES = ("transformers", "timm")
 Library = Literal["transformers", "timm"]
+EXPORTED_BY = "by the Dense Feature Workbench"
+"""What every card says, and by what an earlier export is known."""
 LONGEST_TEXT = 200
 """Characters of foreign text shown at most."""
 
@@ -25,8 +27,12 @@ DINOV3_TERMS = (
 )
 RUN_TERMS = (
     "The code that trained these weights is under the Apache License 2.0. The weights are under the terms that their "
-    "trainer chooses, within those of the training images and of the parent's weights if there is a parent; this card "
-    "sets none. Write them here before you publish."
+    "trainer chooses, within those of the training images and of the weights that training started from, if any; this "
+    "card sets none. Write them here before you publish."
+)
+STARTED_FROM_DINOV3_TERMS = (
+    "Training started from weights published as DINOv3: the *DINOv3 License* of their authors goes with what is made "
+    "of them, and asks that its text does too."
 )
 OTHER_TERMS = "The terms of the weights that were converted apply; this card sets none of its own."
 
@@ -79,7 +85,7 @@ def model_card(
     """
     parts = [
         _head(library),
-        f"# {plain(title)}\n\nDense features of images, exported for {library} by the Dense Feature Workbench.",
+        f"# {plain(title)}\n\nDense features of images, exported for {library} {EXPORTED_BY}.",
         "## Architecture\n\n" + _table(("field", "value"), architecture.items()),
         "## Where it comes from\n\n" + _table(("what", "value"), origin.facts.items()),
         _input_section(origin),

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.analysis.health import ERROR_SUFFIX
 from workbench.images import IMAGENET_MEAN, IMAGENET_STD
-from workbench.model_card import DINOV3_TERMS, RUN_TERMS, Origin
+from workbench.model_card import DINOV3_TERMS, RUN_TERMS, STARTED_FROM_DINOV3_TERMS, Origin
 from workbench.run_layout import parse_json
 from workbench.runs import Run, parse_run_spec
 
@@ -38,7 +39,7 @@ def _run_origin(spec: str) -> tuple[Origin, str]:
     step = run.steps(role)[-1] if step is None else step
     rows = [row for row in run.evaluations()[0] if row.get("backbone") == role and row["step"] <= step]
     last = rows[-1] if rows else {}
-    parent = run.parent
+    weights = _given_weights(run)
     facts = {
         "run": run.name,
         "backbone": role,
@@ -46,16 +47,40 @@ def _run_origin(spec: str) -> tuple[Origin, str]:
         "phase": run.info.get("phase"),
         "recipe": run.info.get("recipe"),
         "seed": run.info.get("seed"),
-        "parent": f"{parent.get('run')}, step {parent.get('step')}" if parent else "none: trained from scratch",
+        "parent": _parent(run, weights),
         "created": run.info.get("created"),
         "code version": run.info.get("code_version"),
     }
     facts = {name: value for name, value in facts.items() if value is not None}
-    scores = {name: value for name, value in last.items() if name not in ("step", "seconds", "backbone")}
+    rest = ("step", "seconds", "backbone")
+    scores = {name: value for name, value in last.items() if name not in rest and not name.endswith(ERROR_SUFFIX)}
     about = run.info.get("input")
     found = _statistics(about if isinstance(about, Mapping) else {}, "mean", "std")
-    origin = Origin(facts=facts, scores=scores, scores_step=last.get("step"), terms=RUN_TERMS, **_input(found))
+    terms = f"{RUN_TERMS} {STARTED_FROM_DINOV3_TERMS}" if weights and weights.startswith("dinov3:") else RUN_TERMS
+    origin = Origin(facts=facts, scores=scores, scores_step=last.get("step"), terms=terms, **_input(found))
     return origin, f"{run.name}, {role} at step {step}"
+
+
+def _given_weights(run: Run) -> str | None:
+    """The spec of the weights that training started from (`start.weights` of its config); None where unreadable."""
+    try:
+        start = run.config.get("start")
+    except ValueError:
+        return None
+    weights = start.get("weights") if isinstance(start, Mapping) else None
+    return weights if isinstance(weights, str) else ""
+
+
+def _parent(run: Run, weights: str | None) -> str:
+    if parent := run.parent:
+        return f"{parent.get('run')}, step {parent.get('step')}"
+    if weights is None:
+        return "not recorded"
+    if not weights:
+        return "none: trained from scratch"
+    kind, _, rest = weights.partition(":")
+    what = f"DINOv3 {rest.partition(':')[0]}, " if kind == "dinov3" else ""
+    return f"no run: trained from given weights, {what}{Path(rest).name}"  # folders are nobody else's business
 
 
 def _input(found: tuple[list[float], list[float]] | None) -> dict[str, Any]:

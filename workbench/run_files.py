@@ -43,12 +43,16 @@ def sync_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; at the end it is flushed to disk and renamed over `path`.
 
+    Its mode is that of any new file (see umask), also after a library that keeps its own to the owner, as safetensors.
     Whatever happens inside, `path` holds either the old bytes or all of the new ones, and no temporary file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path.parent)
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -107,14 +107,18 @@ class RunWriter:
         named = {"seconds": _number(seconds), "backbone": check_role(backbone)}
         self._append(EVALUATIONS_FILE, step, {**named, **_numbers(values, {"step", *named})})
 
-    def event(self, step: int, level: str, kind: str, text: str) -> None:
-        """Append one line to events.jsonl, stamped with the time (UTC). `level` is info, warn or error."""
+    def event(self, step: int, level: str, kind: str, text: str, details: Mapping[str, Any] | None = None) -> None:
+        """Append one line to events.jsonl, stamped with the time (UTC). `level` is info, warn or error.
+
+        `details`: further fields of the line for programs, such as the `command` that an event advises.
+        """
         if level not in LEVELS:
             raise ValueError(f"event level {level!r} is unknown; use one of {', '.join(LEVELS)}.")
         if not _KIND.fullmatch(kind):
             raise ValueError(f"event kind {kind!r} must be lower-case words joined by '-', such as dense-peak.")
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append(EVENTS_FILE, step, {"level": level, "kind": kind, "text": str(text), "time": time})
+        named = {"level": level, "kind": kind, "text": str(text), "time": time}
+        self._append(EVENTS_FILE, step, {**(details or {}), **named})
 
     def backbone(self, role: str, step: int, architecture: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Path:
         """Save weights of `role` at `step` as safetensors, and its architecture; the path of the weights.

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.backbones import network_from_architecture
+from workbench.backbones.architecture import config_from_architecture, network_with_weights
 from workbench.features import Backbone, Features
 from workbench.run_files import is_locked
 from workbench.run_layout import (
@@ -182,13 +182,12 @@ class Run:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise ValueError(f"{self.path} has no weights of {role!r} at step {step}; steps: {_short(steps)}.")
-        network = network_from_architecture(self.architecture(role))
+        config = config_from_architecture(self.architecture(role))
         path = self._backbone_folder(role) / step_file(step)
         try:
-            network.load_state_dict(_load_tensors(path), strict=True)
-        except RuntimeError as error:
+            return network_with_weights(config, _load_tensors(path))
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} does not fit {ARCHITECTURE_FILE} beside it: {error}") from None
-        return network.eval()
 
     def age(self, now: float | None = None) -> float | None:
         """Seconds since the last record or snapshot line was appended, None when there is none.

@@ -29,4 +29,30 @@ function icon(path) {
   return svg;
 }
 
-export default { element, button, name, icon };
+/** Puts text on the clipboard; false where the browser forbids it (then nothing is there). */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch { /* not a secure context, or refused: the older way */ }
+  const field = Object.assign(element('textarea', 'mon-copied'), { value: text, readOnly: true });
+  const focused = document.activeElement;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand('copy');
+  field.remove();
+  focused?.focus();
+  return done;
+}
+
+/** A button that copies `text` and says for a while whether it could. */
+function copyButton(text, words, label) {
+  const made = button('mon-small-button', async () => {
+    made.textContent = words(await copy(text) ? 'copy.done' : 'copy.failed');
+    setTimeout(() => { made.textContent = words(label); }, 2000);
+  });
+  made.textContent = words(label);
+  return made;
+}
+
+export default { element, button, name, icon, copyButton };

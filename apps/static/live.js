@@ -21,17 +21,22 @@ function appendColumns(series, delta) {
   }
 }
 
-/** The summary without what the page itself says about the run; a new object, so that changes can be told. */
-function forRenderer(data) {
+/**
+ * The summary without what the page itself says about the run, and with what it knows of the run's kin; a new object,
+ * so that changes can be told.
+ */
+function forRenderer(data, kin) {
   const { id, steps } = data.run;
-  return { ...data, run: { id, steps, name: '', phase: '', status: '' } };
+  const events = kin.length ? [...data.events, ...kin].sort((a, b) => a.step - b.step) : data.events;
+  return { ...data, events, run: { id, steps, name: '', phase: '', status: '' } };
 }
 
 /**
  * Opens a run. `onChange({data, rows, steps, state})` says what a delta brought, `onTrouble(code, message)` that the
- * run is gone or unreadable, `onLink(up)` whether the server answers. Returns {data, invoke, close}.
+ * run is gone or unreadable, `onLink(up)` whether the server answers; `kin(data)` gives events that the page knows of
+ * the run's forks. Returns {data, invoke, close}.
  */
-async function openRun(id, { onChange, onTrouble, onLink }) {
+async function openRun(id, { onChange, onTrouble, onLink, kin = () => [] }) {
   const base = `/api/runs/${id}`;
   let data = await getJson(`${base}/summary`);
   let source = null;
@@ -88,7 +93,7 @@ async function openRun(id, { onChange, onTrouble, onLink }) {
   const view = (buffer) => new DataView(buffer);
   /** What the shared renderer calls: (name, message) -> [json, DataView[]]. */
   async function invoke(name, message = {}) {
-    if (name === 'summary') return [forRenderer(data), []];
+    if (name === 'summary') return [forRenderer(data, kin(data)), []];
     if (name === 'image') {
       const answer = await getBytes(`${base}/images/${message.index}.png?${version()}`);
       return [{ index: message.index, type: 'image/png' }, [view(await answer.arrayBuffer())]];
@@ -112,4 +117,12 @@ async function openRun(id, { onChange, onTrouble, onLink }) {
   return { get data() { return data; }, invoke, close };
 }
 
-export default { getJson, openRun };
+/** One PCA basis for two runs: {info, bytes}. */
+async function getJointBasis(first, second) {
+  const answer = await getBytes(`/api/runs/${first}/basis/${second}`);
+  return { info: JSON.parse(answer.headers.get('x-basis')), bytes: await answer.arrayBuffer() };
+}
+
+const getFindings = async (id) => (await getJson(`/api/runs/${id}/findings`)).findings;
+
+export default { getJson, getJointBasis, getFindings, openRun };

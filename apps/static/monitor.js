@@ -7,7 +7,8 @@ const RUN_COLOURS = {
 };
 const LIST_SECONDS = 4;
 const THEMES = ['system', 'light', 'dark'];
-const VIEWS = ['pictures', 'curves'];
+const VIEWS = ['pictures', 'compare', 'curves'];
+const FINDINGS_SECONDS = 15;
 const STORE = 'dfw';
 let element, button, name, icon; // of dom.js: modules loaded from their text cannot import each other
 
@@ -17,9 +18,18 @@ const memory = {
   write(entry) { try { localStorage.setItem(STORE, JSON.stringify({ ...memory.read(), ...entry })); } catch { /* private mode */ } },
 };
 
-/** The address holds run, step and view, so that a link reopens the same thing. */
+/**
+ * The address holds run, b (the run compared with), step, probe and patch (row,col; all counted from 1, as the page
+ * does) and view, so that a link reopens the same thing.
+ */
 const address = {
   read: () => Object.fromEntries(new URLSearchParams(location.hash.slice(1))),
+  /** {image, row, col} from 0 as written in the address, or null; whether it lies inside is the renderer's to say. */
+  patch() {
+    const { probe, patch } = address.read();
+    const [image, row, col] = `${probe},${patch}`.split(',').map((text) => (/^[1-9]\d{0,5}$/.test(text) ? Number(text) - 1 : NaN));
+    return [image, row, col].every(Number.isInteger) ? { image, row, col } : null;
+  },
   write(entry) {
     const wanted = new URLSearchParams(Object.entries({ ...address.read(), ...entry }).filter(([, value]) => value != null));
     history.replaceState(null, '', `#${wanted}`);
@@ -47,6 +57,7 @@ class Monitor {
     this.language = preferredLanguage(this.strings);
     this.theme = memory.read().theme ?? 'system';
     this.view = VIEWS.includes(address.read().view) ? address.read().view : 'pictures';
+    this.findings = { found: null, failed: '', asked: -Infinity };
     this.runs = [];
     this.colours = new Map();
     this.run = null;
@@ -66,7 +77,7 @@ class Monitor {
     this.systemDark.addEventListener('change', () => this.paint());
     document.addEventListener('keydown', (event) => this.onKey(event), { capture: true });
     addEventListener('hashchange', () => this.followAddress());
-    addEventListener('resize', () => this.showRail());
+    addEventListener('resize', () => { this.showRail(); this.showSide(); });
     this.relabel();
     this.paint();
     this.refreshRuns();
@@ -124,15 +135,33 @@ class Monitor {
     this.pictures = element('div', 'mon-pictures');
     this.empty = element('div', 'mon-empty');
     this.empty.hidden = true;
+    this.pair = this.modules.pair.create({ live: this.modules.live, onChange: () => this.takeOther() });
+    this.pair.wish = address.read().b ?? null;
+    this.compared = this.buildCompare();
     this.curves = this.buildCurves();
     this.sizes = new ResizeObserver(() => this.fitCurves());
     this.sizes.observe(this.stage);
-    this.stage.append(this.pictures, this.curves, this.empty, this.notice);
+    this.stage.append(this.pictures, this.compared, this.curves, this.empty, this.notice);
     return this.stage;
   }
 
+  buildCompare() {
+    const { dom, live, pair, compare, compareBar, renderer } = this.modules;
+    const { parts } = renderer;
+    const layer = element('section', 'mon-layer mon-compare');
+    this.compare = compare.create({
+      dom, words: this.words, parts, live, pair, language: () => this.language, onPin: (patch) => this.selectPatch(patch),
+    });
+    this.compareBar = compareBar.create({
+      dom, words: this.words, parts, compareModule: compare, onChoose: (id) => this.chooseOther(id), onSwap: () => this.swap(),
+      onAlign: (own) => { this.pair.own = own; this.takeOther(); }, onLook: (look) => this.compare.set(look),
+    });
+    layer.append(this.compareBar.node, this.compare.node);
+    return layer;
+  }
+
   buildCurves() {
-    const layer = element('section', 'mon-curves');
+    const layer = element('section', 'mon-layer mon-curves');
     const bar = element('div', 'mon-curves-bar');
     const body = element('div', 'mon-curves-body');
     const saved = { smoothing: 0.6, log: false, x: 'step', ...memory.read().curves };
@@ -153,13 +182,19 @@ class Monitor {
     this.axisLabel.append(this.axisText, this.axis);
     this.resetZoom = button('mon-text-button', () => this.charts.setZoom(null));
     this.resetZoom.hidden = true;
-    bar.append(this.smoothLabel, this.axisLabel, this.logLabel, element('span', 'mon-space'), this.resetZoom);
-    layer.append(bar, body);
-    const { isScore, seriesName } = this.modules.renderer;
-    this.charts = this.modules.curves.create({
-      el: body, uPlot: this.modules.uPlot, element, words: this.words, isScore,
-      nameOf: (series) => seriesName(series, this.language), onStep: (step) => this.goTo(step),
-    });
+    this.withLabel = element('label', 'mon-field');
+    this.withText = element('span');
+    this.curvesChooser = this.compareBar.makeChooser((id) => this.chooseOther(id));
+    this.compareBar.choices.push(this.curvesChooser);
+    this.withKey = element('span', 'mon-line-key');
+    this.withLabel.append(this.withText, this.curvesChooser, this.withKey);
+    this.sideButton = button('mon-text-button mon-side-button', () => this.toggleSide());
+    bar.append(this.smoothLabel, this.axisLabel, this.logLabel, this.withLabel, element('span', 'mon-space'), this.resetZoom, this.sideButton);
+    this.buildCharts(body);
+    this.side = this.buildSide();
+    const main = element('div', 'mon-curves-main');
+    main.append(body, this.side.node);
+    layer.append(bar, main);
     this.charts.options = saved;
     const change = () => {
       const options = { smoothing: Number(this.smoothing.value), log: this.logBox.checked, x: this.axis.value };
@@ -170,6 +205,37 @@ class Monitor {
     for (const control of [this.smoothing, this.logBox, this.axis]) control.addEventListener('input', change);
     body.addEventListener('zoom', (event) => { this.resetZoom.hidden = !event.detail; });
     return layer;
+  }
+
+  buildCharts(body) {
+    const { dom, marks, curves, card, uPlot, renderer } = this.modules;
+    const say = (entry) => this.sayEvent(entry);
+    this.marks = marks.create({ dom, say, onStep: ({ event, other }) => this.goTo(event.step + (other ? this.offset : 0)) });
+    this.charts = curves.create({
+      el: body, uPlot, dom, cardModule: card, marks: this.marks, words: this.words, isScore: renderer.isScore,
+      nameOf: (series) => renderer.seriesName(series, this.language), aboutOf: (series) => this.about(series), onStep: (step) => this.goTo(step),
+    });
+  }
+
+  buildSide() {
+    const { dom, side, renderer } = this.modules;
+    return side.create({
+      dom, words: this.words, nameOf: (series) => renderer.seriesName(series, this.language), language: () => this.language,
+      say: (entry) => renderer.parts.eventWords(entry.event, this.language), onStep: (step, other) => this.goTo(step + (other ? this.offset : 0)),
+      onMetric: (metric) => this.showCurve(metric), onLight: (key) => this.marks.light(key),
+    });
+  }
+
+  /** What a known gauge measures, in words; also for the same gauge of another backbone. */
+  about(series) {
+    const known = (name) => this.strings[this.language][`gauge.${name}`];
+    return known(series) ?? known(series.slice(series.indexOf('/') + 1)) ?? '';
+  }
+
+  sayEvent({ event, other }) {
+    const { eventWords, stepWords } = this.modules.renderer.parts;
+    const where = stepWords(event.step, this.language);
+    return `${other ? 'B · ' : ''}${where} · ${eventWords(event, this.language)}`;
   }
 
   buildHelp() {
@@ -190,16 +256,24 @@ class Monitor {
     name(this.helpButton, say('help.title'));
     this.tabs.setAttribute('aria-label', say('view.title'));
     for (const tab of this.tabButtons) tab.textContent = say(`view.${tab.dataset.view}`);
+    this.drawCount();
     this.smoothText.textContent = say('curves.smoothing');
     this.logText.textContent = say('curves.log');
     this.axisText.textContent = say('curves.axis');
     for (const option of this.axis.options) option.textContent = say(`curves.axis.${option.value}`);
     this.resetZoom.textContent = say('curves.reset');
+    this.withText.textContent = say('compare.with');
+    this.sideButton.textContent = say('side.title');
+    this.compareBar.relabel();
+    this.side.relabel();
+    this.compare.relabel();
+    this.offerOthers();
     this.labelTheme();
     this.fillHelp();
     this.rail.relabel();
     this.tick();
     this.charts.relabel();
+    this.showSide();
     this.fitCurves();
     this.drawEmpty();
   }
@@ -209,7 +283,7 @@ class Monitor {
     const list = element('dl', 'mon-keys');
     const keys = [
       ['← ↑ → ↓', 'patch'], [`Shift + ${this.words('key.arrows')}`, 'stride'], ['[  ]', 'step'], ['Home  End', 'ends'],
-      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'],
+      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'], ['d', 'compare'],
       ['/', 'search'], ['?', 'help'],
     ];
     for (const [key, action] of keys) {
@@ -249,8 +323,20 @@ class Monitor {
     this.model?.set('theme', dark ? 'dark' : 'light');
     const style = getComputedStyle(this.page);
     const read = (key) => style.getPropertyValue(key).trim();
-    this.charts.paint({ run: this.colourOf(this.runId), quiet: read('--quiet'), line: read('--line'), accent: read('--accent') });
+    const run = this.colourOf(this.runId);
+    const other = this.otherColour(run);
+    this.page.style.setProperty('--run-a', run);
+    this.page.style.setProperty('--run-b', other);
+    this.charts.paint({ run, other, quiet: read('--quiet'), line: read('--line'), accent: read('--accent') });
+    this.overlay();
     this.rail.draw();
+  }
+
+  /** B's colour, another one than A's even where runs are many. */
+  otherColour(run) {
+    const set = RUN_COLOURS[this.page.dataset.theme ?? 'light'];
+    const own = this.pair.id ? this.colourOf(this.pair.id) : set[1];
+    return own === run ? set[(set.indexOf(own) + 1) % set.length] : own;
   }
 
   setView(view) {
@@ -262,18 +348,45 @@ class Monitor {
   showView() {
     this.page.dataset.view = this.view;
     for (const tab of this.tabButtons) tab.setAttribute('aria-selected', String(tab.dataset.view === this.view));
-    if (this.view === 'curves') {
+    this.cover();
+    if (this.view !== 'pictures') {
       this.fitCurves();
-      if (this.run) this.charts.update(this.run.data.series);
+      this.followOther();
     }
+    this.takeOther();
   }
 
-  /** The curves cover the stage but leave the timeline of the renderer in sight. */
+  /** What a layer covers takes no focus; the timeline below stays. */
+  cover() {
+    const covered = this.view !== 'pictures';
+    for (const part of this.pictures.querySelectorAll('.dfw-top, .dfw-body')) part.inert = covered;
+    const view = this.root?.firstElementChild?.view;
+    if (!view || view.covered === covered) return;
+    view.covered = covered;
+    view.onframe = () => this.view === 'compare' && this.shareSelection();
+    view.schedule();
+  }
+
+  toggleSide() {
+    this.sideWish = this.curves.classList.contains('mon-no-side');
+    memory.write({ side: this.sideWish });
+    this.showSide();
+  }
+
+  /** The diagnosis beside the curves as wished, else where there is room. */
+  showSide() {
+    const open = this.sideWish ?? (innerWidth >= 1100 && (memory.read().side ?? true));
+    this.curves.classList.toggle('mon-no-side', !open);
+    this.sideButton.setAttribute('aria-pressed', String(open));
+  }
+
+  /** The layers cover the stage but leave the timeline of the renderer in sight. */
   fitCurves() {
     const timeline = this.pictures.querySelector('.dfw-timeline');
     if (timeline) this.sizes.observe(timeline); // its choices wrap where the window is narrow
     const bottom = timeline ? this.stage.getBoundingClientRect().bottom - timeline.getBoundingClientRect().top : 0;
-    this.curves.style.bottom = `${Math.max(0, bottom)}px`;
+    for (const layer of [this.curves, this.compared]) layer.style.bottom = `${Math.max(0, bottom)}px`;
+    this.cover();
   }
 
   toggleRail() {
@@ -299,6 +412,8 @@ class Monitor {
     if (event.key === '?') this.toggleHelp();
     else if (this.help.open) return; // Escape, Tab and Enter are the dialog's own
     else if (event.key === 'c') this.setView(this.view === 'curves' ? 'pictures' : 'curves');
+    else if (event.key === 'd') this.setView(this.view === 'compare' ? 'pictures' : 'compare');
+    else if (event.key === 'm' && this.view === 'compare') this.compareBar.next();
     else if (event.key === '/') { this.railWish = true; this.showRail(); this.rail.search.focus(); }
     else return this.forward(event);
     event.preventDefault();
@@ -329,6 +444,8 @@ class Monitor {
     this.showRail();
     this.drawEmpty();
     if (!this.runId && this.runs.length) this.open(this.wantedRun());
+    this.followOther();
+    this.drawEvents();
   }
 
   wantedRun() {
@@ -338,8 +455,13 @@ class Monitor {
   }
 
   followAddress() {
-    const { run } = address.read();
-    if (run && run !== this.runId && this.runs.some(({ id }) => id === run)) this.open(run);
+    const { run, b, step, view } = address.read();
+    this.pair.wish = b ?? null;
+    if (VIEWS.includes(view ?? 'pictures') && (view ?? 'pictures') !== this.view) { this.view = view ?? 'pictures'; this.showView(); }
+    if (run && run !== this.runId && this.runs.some(({ id }) => id === run)) return void this.open(run);
+    if (step && this.run?.data.steps.includes(Number(step))) this.goTo(Number(step));
+    if (address.patch()) this.selectPatch(address.patch());
+    this.followOther();
   }
 
   colourOf(id) {
@@ -369,11 +491,14 @@ class Monitor {
   async open(id) {
     this.close();
     this.runId = this.rail.current = id;
-    const former = address.read(); // the step belongs to the run that the address names
-    address.write({ run: id, step: former.run && former.run !== id ? null : former.step });
+    const former = address.read(); // the step belongs to the run that the address names, and so does the one compared with
+    const other = former.run && former.run !== id && !this.swapping;
+    address.write({ run: id, step: other ? null : former.step, b: other ? null : former.b });
+    if (other) this.pair.wish = null;
     this.rail.draw();
     const token = (this.opening = {});
     const handlers = {
+      kin: (data) => this.modules.pair.kinEvents(data.run, this.runs, this.words),
       onChange: (change) => this.opening === token && this.take(change),
       onTrouble: (code, message) => this.opening === token && this.trouble(code, message),
       onLink: (up) => this.opening === token && this.say(up ? null : this.words('notice.offline')),
@@ -387,6 +512,8 @@ class Monitor {
       this.resetZoom.hidden = true;
       this.paint();
       this.take({ data: run.data, rows: true, steps: true, state: true });
+      this.followOther();
+      this.refreshFindings();
     } catch (error) {
       if (this.opening === token) this.trouble(error.code, error.message);
     }
@@ -397,7 +524,11 @@ class Monitor {
     this.run = null;
     this.unmount();
     this.troubled = null;
+    this.pair.close();
+    this.findings = { found: null, failed: '', asked: -Infinity };
+    this.side.showFindings(null);
     this.charts.update({});
+    this.takeOther();
     this.drawEmpty();
     this.drawTitle();
   }
@@ -412,10 +543,128 @@ class Monitor {
   take({ data, rows, steps, events }) {
     if (data.run.version !== this.version) return void this.open(this.runId); // made anew under the same name
     this.drawTitle();
-    if (rows && this.view === 'curves') this.charts.update(data.series);
+    if (rows || steps) this.takeOther();
+    if (rows || events) this.refreshFindings();
+    if (rows || events) this.drawEvents();
     if (data.steps.length && data.probes && !this.model) this.mount();
     else if (this.model && (steps || rows || events)) this.revise();
     this.drawEmpty();
+  }
+
+  // -- the run compared with -----------------------------------------------------------------------------------------
+  get offset() { return this.run ? this.pair.offset(this.run.data.run) : 0; }
+
+  /** Opens B, where a view is shown that needs it. */
+  followOther() {
+    if (this.view === 'pictures' || !this.run) return void this.offerOthers();
+    this.pair.follow(this.run.data.run, this.runs);
+    this.offerOthers();
+  }
+
+  chooseOther(id) {
+    this.pair.wish = id;
+    this.pair.own = false;
+    address.write({ b: id });
+    this.followOther();
+  }
+
+  /** B becomes A; the step shown of B is kept. */
+  async swap() {
+    const { id } = this.pair;
+    if (!id || !this.run) return;
+    const step = this.modules.pair.nearestStep(this.pair.data?.steps ?? [], (this.model?.get('step') ?? 0) - this.offset);
+    this.pair.wish = this.runId;
+    this.swapping = true;
+    address.write({ b: this.runId, step });
+    await this.open(id);
+    this.swapping = false;
+  }
+
+  offerOthers() {
+    const a = this.run?.data.run ?? null;
+    this.compareBar.offer(this.runs, { a, b: this.pair.id, own: this.pair.own, related: Boolean(a) && this.pair.related(a) });
+  }
+
+  /** A or B changed: maps, curves, timeline and events anew. */
+  takeOther() {
+    const data = this.run?.data ?? null;
+    const other = this.pair.data;
+    this.offerOthers();
+    this.withKey.hidden = !other;
+    if (other && this.knownOther !== this.pair.id) this.paint();
+    this.knownOther = this.pair.id;
+    if (this.view === 'curves' && data) this.charts.update(data.series, other && { series: other.series, offset: this.offset });
+    if (this.view === 'compare') {
+      this.compare.show(this.run, this.pair.run, { offset: this.offset, names: { a: data?.run.name ?? '', b: other?.run.name ?? '' } });
+      this.shareSelection();
+    }
+    this.overlay();
+    this.drawEvents();
+  }
+
+  /** B's curves on the timeline of A, while a view compares them. */
+  overlay() {
+    const other = this.view === 'pictures' ? null : this.pair.data;
+    const colour = getComputedStyle(this.page).getPropertyValue('--ink').trim();
+    this.model?.set('overlay', other && { series: other.series, offset: this.offset, colour });
+  }
+
+  /** What the renderer shows, for the compared maps: its step and its patch. */
+  shareSelection() {
+    const view = this.root?.firstElementChild?.view;
+    if (!view?.begun) return;
+    this.compare.moveTo(view.step);
+    this.compare.select(view.pinned);
+  }
+
+  selectPatch(patch) {
+    if (!this.model) return;
+    this.model.set('selection', patch);
+    this.model.save_changes();
+  }
+
+  // -- events and findings -------------------------------------------------------------------------------------------
+  drawEvents() {
+    const { marks, pair } = this.modules;
+    const { data } = this.run ?? {};
+    const own = data ? [...data.events, ...pair.kinEvents(data.run, this.runs, this.words)] : [];
+    const entries = marks.marked(own, this.view === 'pictures' ? [] : this.pair.data?.events);
+    this.charts.markEvents(entries);
+    this.side.showEvents(entries);
+  }
+
+  /** Asks the doctor, of a growing run at most every `FINDINGS_SECONDS`. */
+  async refreshFindings() {
+    const { run, findings } = this;
+    const wait = findings.asked + 1000 * FINDINGS_SECONDS - performance.now();
+    if (!run || findings.pending) return;
+    if (wait > 0) {
+      findings.pending = setTimeout(() => { findings.pending = null; this.refreshFindings(); }, wait);
+      return;
+    }
+    findings.asked = performance.now();
+    try {
+      Object.assign(findings, { found: await this.modules.live.getFindings(run.data.run.id), failed: '' });
+    } catch (error) {
+      Object.assign(findings, { found: null, failed: String(error.message ?? error) });
+    }
+    if (this.findings !== findings) return;
+    this.side.showFindings(findings.found, findings.failed);
+    this.drawCount();
+  }
+
+  /** How many findings ask for attention, on the tab of the curves. */
+  drawCount() {
+    const tab = this.tabButtons.find(({ dataset }) => dataset.view === 'curves');
+    const { count } = this.side;
+    if (count) tab.dataset.count = count;
+    else delete tab.dataset.count;
+    tab.setAttribute('aria-label', count ? this.words('view.curves.count', { n: count }) : this.words('view.curves'));
+  }
+
+  showCurve(metric) {
+    if (this.view !== 'curves') this.setView('curves');
+    if (!this.charts.focus(metric)) this.say(this.words('findings.no-curve', { metric }));
   }
 
   /** Tells the renderer that the run grew, at most twice a second. */
@@ -430,7 +679,7 @@ class Monitor {
   // -- the shared renderer -------------------------------------------------------------------------------------------
   async mount() {
     const step = Number(address.read().step);
-    const initial = { view: 'run', language: this.language, theme: this.page.dataset.theme, revision: 0, selection: null };
+    const initial = { view: 'run', language: this.language, theme: this.page.dataset.theme, revision: 0, selection: address.patch(), overlay: null };
     if (this.run.data.steps.includes(step)) initial.step = step;
     this.model = this.createModel(initial, (keys) => this.saved(keys));
     this.model.on('change:step', () => this.charts.moveTo(this.model.get('step')));
@@ -439,6 +688,7 @@ class Monitor {
     const run = this.run;
     this.unrender = await this.modules.renderer.render({ model: this.model, el: this.root, experimental: { invoke: run.invoke } });
     this.fitCurves();
+    this.overlay();
   }
 
   unmount() {
@@ -452,6 +702,8 @@ class Monitor {
   saved(keys) {
     const step = this.model.get('step'); // not the last one: who reloads a page that follows wants to go on following
     if (keys.includes('step')) address.write({ step: step === this.run?.data.steps.at(-1) ? null : step });
+    const patch = this.model.get('selection');
+    if (keys.includes('selection') && patch) address.write({ probe: patch.image + 1, patch: `${patch.row + 1},${patch.col + 1}` });
   }
 
   goTo(step) {

@@ -15,8 +15,10 @@ import pytest
 import uvicorn
 
 sys.path.insert(0, str(Path(__file__).parent))
+import made_up_findings
 import made_up_run
 
+from apps import findings
 from apps.__main__ import bind
 from apps.listing import run_id
 from apps.server import make_server_app, private_folders
@@ -65,5 +67,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     writer.close()
     (folder / "future").mkdir()
     (folder / "future" / "run.json").write_text('{"format_version": 9}')
-    with private_folders(), serving(folder) as started:
+    with pytest.MonkeyPatch.context() as patch, private_folders(), serving(folder) as started:
+        patch.setattr(findings, "examine", made_up_findings.examine)
         yield started

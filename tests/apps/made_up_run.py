@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.features import Features
+from workbench.run_files import append_line
 from workbench.runs import RunWriter
 
 INFO = {
@@ -44,8 +46,11 @@ def photographs(count: int, side: int) -> Tensor:
     return both[torch.arange(count) % 4].round().clamp(0, 255).to(torch.uint8)
 
 
-def features_at(images: Tensor, step: int, *, patch_size: int = 16, dim: int = 64) -> Features:
-    """Patch tokens from colour and texture under a fixed random projection, buried in noise at step 0."""
+def features_at(images: Tensor, step: int, *, patch_size: int = 16, dim: int = 64, wash: float = 0.0) -> Features:
+    """Patch tokens from colour and texture under a fixed random projection, buried in noise at step 0.
+
+    `wash` in [0, 1] pulls each image's patches towards their mean: all become alike.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels = images.float() / 255 - 0.5
     mean = F.avg_pool2d(pixels, patch_size)
@@ -55,6 +60,7 @@ def features_at(images: Tensor, step: int, *, patch_size: int = 16, dim: int = 6
     noise = torch.randn(signal.shape, generator=generator)
     share = 1 - math.exp(-step / 150)
     patches = share * signal + (1 - 0.9 * share) * 0.6 * noise
+    patches = torch.lerp(patches, patches.mean(dim=(1, 2), keepdim=True), wash)
     return Features(patches, patches.mean(dim=(1, 2)), patches[:, 0, :4])
 
 
@@ -85,11 +91,12 @@ def log(writer: RunWriter, step: int) -> None:
     writer.metrics(step, 0.31 * step, values)
 
 
-def evaluate(writer: RunWriter, images: Tensor, step: int) -> None:
-    """Probe features and evaluations at `step`: the dense score peaks at step 420, then decays."""
+def evaluate(writer: RunWriter, images: Tensor, step: int, *, wash: float = 0.0) -> None:
+    """Probe features and evaluations at `step`: the dense score, with its error, peaks at step 420, then decays."""
     rise, fall = 1 - math.exp(-step / 130), 0.06 * max(0, step - 420) / 180
     values = {
         "dense/patch_knn": 0.505 + 0.21 * rise - fall,
+        "dense/patch_knn:se": 0.012,
         "dense/linear_miou": 0.18 + 0.24 * rise - fall,
         "global/knn": 0.3 + 0.32 * rise,
         "health/cls_patch_cosine": 0.12 + 0.5 * step / 600,
@@ -100,12 +107,20 @@ def evaluate(writer: RunWriter, images: Tensor, step: int) -> None:
         "health/norm_outliers": 0.001,
     }
     writer.evaluation(step, 0.31 * step, "teacher", values)
-    writer.probe_features(step, features_at(images, step))
+    writer.probe_features(step, features_at(images, step, wash=wash))
 
 
-def grow(writer: RunWriter, images: Tensor, start: int, stop: int, *, every: int = 20, log_every: int = 5) -> None:
+def peak(writer: RunWriter, step: int, **fields: object) -> None:
+    """What the detector writes at `step`: the dense score has peaked, and a Gram teacher is advised."""
+    row = {"step": step, "level": "warn", "kind": "dense-peak", "text": "patch k-NN is past its best", **fields}
+    append_line(writer.path / "events.jsonl", json.dumps(row).encode())
+
+
+def grow(
+    writer: RunWriter, images: Tensor, start: int, stop: int, *, every: int = 20, log_every: int = 5, wash: float = 0.0
+) -> None:
     """Steps `start` to `stop` inclusive: metrics every `log_every`, an evaluation every `every` steps."""
     for step in range(start, stop + 1, log_every):
         log(writer, step)
         if step % every == 0:
-            evaluate(writer, images, step)
+            evaluate(writer, images, step, wash=wash)

@@ -11,6 +11,7 @@ import made_up_run
 import pytest
 
 from apps.feed import Cursor, RunFeed, thin
+from workbench.analysis.advice import fork_command
 from workbench.runs import RunWriter
 
 
@@ -126,6 +127,29 @@ def test_a_malformed_cursor_is_the_start(text):
 
 def test_cursors_survive_the_wire():
     assert Cursor.parse(str(Cursor(3, 12, 7))) == Cursor(3, 12, 7)
+
+
+def test_a_thinned_metric_keeps_the_error_of_each_value(growing):
+    writer, _, feed = growing
+    for step in range(400):
+        error = {"dense/patch_knn:se": step / 1e4} if step % 3 else {}
+        writer.evaluation(step, 1.0, "teacher", {"dense/patch_knn": math.sin(step), **error})
+    feed.refresh()
+    series = feed.series_columns(points=50)
+    kept, errors = series["dense/patch_knn"]["step"], series["dense/patch_knn:se"]
+    assert 40 < len(kept) < 60
+    assert errors["step"] == [step for step in kept if step % 3]
+    assert errors["value"] == [step / 1e4 for step in errors["step"]]
+
+
+def test_a_detectors_advice_travels_with_its_event(growing):
+    writer, _, feed = growing
+    made_up_run.peak(writer, 20, peak_step=10, advised_step=10, command="python -m training", confidence=2)
+    feed.refresh()
+    event = json.loads(feed.delta(Cursor(feed.generation, 0, 1))[1])["events"][0]
+    assert (event["kind"], event["peak_step"], event["advised_step"]) == ("dense-peak", 10, 10)
+    assert event["command"] == fork_command(str(writer.path), 10), "made here, whatever the file says"
+    assert "confidence" not in event
 
 
 def test_thinning_keeps_ends_and_spikes():

@@ -68,7 +68,7 @@ def test_a_growing_run_is_followed_within_two_seconds_and_zoom_survives(page, se
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 40, steps=4)
     page.mouse.up()
-    page.locator(".mon-curves-bar button").wait_for(state="visible")
+    page.get_by_role("button", name="Reset zoom").wait_for(state="visible")
     limits = "(({ min, max }) => [min, max])(document.querySelector('.mon-card').card.plot.scales.x)"
     before = page.evaluate(limits)
     assert 5 < before[0] < before[1] < 35
@@ -77,7 +77,7 @@ def test_a_growing_run_is_followed_within_two_seconds_and_zoom_survives(page, se
     page.wait_for_function("document.querySelector('.dfw').view.step === 60", timeout=2000)
     page.wait_for_function(f"document.querySelector('.mon-card').card.plot.data[0].length > {points}", timeout=2000)
     assert page.evaluate(limits) == before
-    page.locator(".mon-curves-bar button").click()
+    page.get_by_role("button", name="Reset zoom").click()
     page.wait_for_function(f"{limits}[1] === 60")
     assert "step 60" in page.locator(".mon-badge").inner_text()
     writer.close()
@@ -128,7 +128,7 @@ def test_language_theme_and_keys(page, served):
     page.keyboard.press("c")
     page.locator(".mon-card canvas").first.wait_for()
     page.get_by_role("button", name="Switch to Chinese").click()
-    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "曲线"]
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "曲线"]
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     theme = page.get_by_role("button", name="配色")
     theme.click()
@@ -137,11 +137,26 @@ def test_language_theme_and_keys(page, served):
     assert page.locator(".dfw").get_attribute("data-theme") == "dark"
     page.reload()
     page.locator(".mon-card canvas").first.wait_for()
-    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "曲线"]
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "曲线"]
     assert page.locator(".mon-page").get_attribute("data-theme") == "dark"
     page.keyboard.press("/")
     page.keyboard.type("nothing like this")
     page.get_by_text("没有匹配的任务").wait_for()
+
+
+def test_standard_errors_are_no_curves_of_their_own(page, served):
+    assert "dense/patch_knn:se" in served.run("finished", "/summary").json()["series"]
+    visit(page, served, view="curves")
+    page.locator(".mon-card canvas").first.wait_for()
+    titles = page.evaluate("[...document.querySelectorAll('.mon-card-name')].map((name) => name.title)")
+    names = [title.partition(": ")[0] for title in titles]  # what is known of a gauge follows its name
+    assert "dense/patch_knn" in names
+    assert not [name for name in names if name.endswith(":se")]
+    visit(page, served)
+    page.locator(".dfw-choices select").first.wait_for()
+    offered = page.evaluate("[...document.querySelectorAll('.dfw-choices option')].map((option) => option.value)")
+    assert "dense/patch_knn" in offered
+    assert not [name for name in offered if name.endswith(":se")]
 
 
 VIEW = "document.querySelector('.dfw').view"
@@ -202,7 +217,7 @@ def test_help_lists_every_key_and_holds_the_others_back(page, served):
     help_ = page.locator(".mon-help")
     help_.wait_for(state="visible")
     listed = help_.locator("dt").all_inner_texts()
-    assert len(listed) == 12
+    assert len(listed) == 13
     for key in ("Shift + arrows", "Home", "End", "Space", "[", "]", "f", "m", "i", "c", "/", "?"):
         assert any(key in entry.split() or key == entry for entry in listed), key
     assert "or stop following" in help_.inner_text()
@@ -231,7 +246,7 @@ def test_every_control_of_the_header_is_in_the_window_and_takes_a_click(open_pag
     page.locator(".dfw-pic canvas").first.wait_for(state="visible")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     controls = page.locator(".mon-header button").all()
-    assert len(controls) == 6
+    assert len(controls) == 7
     boxes = [bounds(control) for control in controls]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 for box in boxes), boxes
     stage = bounds(page.locator(".mon-stage"))
@@ -341,3 +356,35 @@ def test_script_refuses_an_entry_that_is_no_module():
     with pytest.raises(ValueError, match="name one of them"):
         script({"a": ""}, "b", {})
     assert json.dumps("x</script>") in script({"a": "x</script>"}, "a", {})
+
+
+def test_two_runs_side_by_side_share_step_patch_and_scale_and_the_address_says_so(page, served):
+    writer, images = made_up_run.create(served.folder / "washed", side=64, parent={"run": "finished", "step": 40})
+    made_up_run.grow(writer, images, 0, 60, wash=0.6)
+    made_up_run.peak(writer, 60, peak_step=20, since=40, confidence=0.97, advised_step=20, command="rm -rf elsewhere")
+    writer.close()
+    page.wait_for_timeout(1100)
+    visit(page, served, "washed", view="compare")
+    page.locator(".mon-cell canvas").first.wait_for(state="visible")
+    kinds = page.evaluate("[...document.querySelectorAll('.mon-hero .mon-cell')].map((cell) => cell.dataset.kind)")
+    assert kinds == ["photo", "pca", "pca", "similarity", "similarity", "difference"]
+    page.wait_for_function("document.querySelector('.mon-readout').textContent.includes('A')")
+    before = page.locator(".mon-readout").inner_text()
+    cell = page.locator(".mon-hero .mon-cell").nth(3).bounding_box()
+    page.mouse.click(cell["x"] + 6, cell["y"] + cell["height"] - 6)
+    page.wait_for_function(f"document.querySelector('.mon-readout').textContent !== {json.dumps(before)}")
+    other = "document.querySelector('.mon-compare-bar select').selectedOptions[0].textContent"
+    assert page.evaluate(other) == "finished", "the parent of a fork is what it is compared with"
+    assert "patch=" in page.url
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    page.locator(".mon-cell canvas").first.wait_for(state="visible")
+    page.locator(".mon-tab").last.click()
+    page.locator(".mon-advice").wait_for(state="visible")
+    command = page.locator(".mon-command").inner_text()
+    assert "python -m training fork" in command
+    assert "@step=20" in command
+    assert "rm -rf" not in page.locator("body").inner_text()
+    page.goto("about:blank")  # a page of a run that goes away asks once more
+    shutil.rmtree(writer.path)

@@ -72,6 +72,40 @@ def test_basis_has_three_components_and_says_its_steps(served):
     assert (tensors["range"][:, 0] < tensors["range"][:, 1]).all()
 
 
+def test_two_runs_share_one_basis(served):
+    writer, images = made_up_run.create(served.folder / "twin", side=64, parent={"run": "finished", "step": 40})
+    made_up_run.grow(writer, images, 0, 20, wash=0.6)
+    writer.close()
+    wait_for(served, "twin", 200)
+    rows = {row["id"]: row for row in served.get("/api/runs").json()["runs"]}
+    assert rows[run_id("twin")]["parent"] == {"run": "finished", "step": 40}
+    one = served.run("finished", f"/basis/{run_id('twin')}")
+    two = served.run("twin", f"/basis/{run_id('finished')}")
+    assert one.content == two.content
+    about = json.loads(one.headers["x-basis"])
+    assert about["steps"] == {run_id("finished"): [0, 20, 40, 60], run_id("twin"): [0, 20]}, "up to the last milestone"
+    assert load(one.content)["components"].shape == (3, 64)
+    same = [served.run(name).json()["probes"]["same"] for name in ("finished", "twin")]
+    assert same[0] == same[1]
+    for other, status in (("0123456789ab", 404), (run_id("future"), 409), ("..%2f..", 404), ("x" * 5000, 404)):
+        answer = served.run("finished", f"/basis/{other}")
+        assert (answer.status_code, bool(answer.json()["message"])) == (status, True)
+    shutil.rmtree(writer.path)
+
+
+def test_findings_are_told_as_json(served):
+    assert served.run("finished", "/findings").json() == {"findings": []}
+    for name, status in (("future", 409), ("nothing", 404)):
+        assert served.run(name, "/findings").status_code == status
+    writer, _ = made_up_run.create(served.folder / "odd", count=1, side=32)
+    writer.close()
+    wait_for(served, "odd", 200)
+    answer = served.run("odd", "/findings")
+    assert (answer.status_code, answer.json()["error"]) == (409, "run-unreadable")
+    assert "KeyError: 'a rule that fails'" in answer.json()["message"]
+    shutil.rmtree(writer.path)
+
+
 def test_metrics_are_thinned_but_keep_the_ends(served):
     series = served.run("finished", "/metrics?points=10").json()["series"]["loss/total"]
     assert len(series["step"]) <= 12

@@ -291,6 +291,8 @@ def test_fractions_become_steps():
     resolved = config.resolve(200)
     assert (resolved.first_refresh, resolved.refresh_every) == (50, 100)
     assert resolved.weight(199) == pytest.approx(2.0, rel=1e-3)
+    assert config.resolve(1).refresh_every == 1, "a fraction is never 0, which would mean never"
+    assert GramConfig().resolve(1).refresh_every == 0
 
 
 def test_the_live_ema_needs_no_network_of_its_own():

@@ -80,9 +80,17 @@ MISTAKES = {
         ["adapt", "cpu_adapt", "--start.fork", "run:{tmp}/run@step=3", "--start.weights", "synthetic"],
         "both given",
     ),
-    "fork with --fresh onto a run": (
-        ["anchor", "cpu_anchor", "--run", "{tmp}/run", "--fresh", "--start.fork", "run:{tmp}/run@step=3"],
-        "steps that have one: none",
+    "wrong fork with --fresh onto a run": (
+        ["anchor", "cpu_anchor", "--run", "{tmp}/run", "--fresh", "--start.fork", "run:{tmp}/nowhere@step=3"],
+        "nowhere",
+    ),
+    "fork of the run that --fresh deletes": (
+        ["anchor", "cpu_anchor", "--run", "{tmp}/run", "--fresh", "--start.fork", "run:{tmp}/text/../run@step=3"],
+        "which this run starts from",
+    ),
+    "Gram teacher of the run that --fresh deletes": (
+        ["anchor", "cpu_anchor", "--run", "{tmp}/run", "--fresh", "--objective.gram.teacher", "run:{tmp}/run"],
+        "which this run starts from",
     ),
     "weights of nothing": (["pretrain", "cpu_continue", "--start.weights", "resnet"], "valid forms"),
     "weights of another kind": (["pretrain", "cpu_continue", "--start.weights", "synthetic"], "SyntheticBackbone"),

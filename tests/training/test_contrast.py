@@ -186,6 +186,8 @@ def test_the_queue_forgets_the_oldest_and_knows_its_age() -> None:
     assert torch.equal(queue.keys, torch.cat([first[1:], -first]))
     assert queue.born.tolist() == [4, 4, 6, 6, 6]
     assert queue.age(7) == pytest.approx((2 * 3 + 3 * 1) / 5)
+    assert queue.age(5) == 1, "keys of a later step are a parent's: of unknown age"
+    assert queue.filled() == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -207,6 +209,7 @@ def test_bfloat16_autocast_gives_a_finite_float32_loss_near_the_exact_one(method
     outcome.total.backward()
     assert outcome.total.dtype == torch.float32
     assert outcome.total.item() == pytest.approx(exact.item(), rel=0.1)
+    assert outcome.record["contrast/positive_cosine"].dtype == torch.float32
     phase.after_step(0)
     assert phase.queue is None or phase.queue.keys.dtype == torch.float32
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, jaccard_score
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from training.data.sources import ScenesConfig
@@ -19,17 +20,26 @@ from training.evaluation.knn import (
     AMBIGUOUS,
     PatchSample,
     Voting,
-    balanced_accuracy,
+    at_boundary,
     balanced_sample,
     class_fractions,
     global_knn,
     patch_knn,
     patch_labels,
+    weighted_patch_knn,
 )
 from training.evaluation.plan import EvaluationConfig, EvaluationPlan
 from training.evaluation.raw_pixels import RawPixels
-from training.evaluation.segmentation import LinearProbe, fit_linear_probe, mean_iou, predict_pixels
+from training.evaluation.segmentation import (
+    LinearProbe,
+    fit_linear_probe,
+    mean_iou,
+    predict_pixels,
+    weighted_mean_iou,
+)
 from training.evaluation.suite import Suite, SuiteConfig
+from workbench.analysis.health import GAUGES
+from workbench.analysis.health.bootstrap import resampled_shares
 from workbench.backbones import VisionTransformer, ViTConfig
 from workbench.features import Backbone, Features
 from workbench.scenes import SceneConfig, Scenes, builtin_library
@@ -72,10 +82,18 @@ def test_samples_are_balanced_seeded_and_leave_the_background_out() -> None:
 # --- k-NN ---------------------------------------------------------------------------------------------------------
 
 
-def test_balanced_accuracy_equals_scikit_learn() -> None:
-    labels = torch.randint(1, 5, (200,), generator=seeded()).clamp(max=3)
-    predicted = torch.where(torch.rand(200, generator=seeded(1)) < 0.6, labels, 1)
-    assert balanced_accuracy(predicted, labels) == pytest.approx(balanced_accuracy_score(labels, predicted))
+def test_patch_knn_equals_the_balanced_accuracy_of_scikit_learn() -> None:
+    """One neighbour by cosine, classes of unlike size, a few patches that do not take part."""
+    bank_labels = torch.randint(1, 4, (4, 5, 3), generator=seeded())
+    labels = torch.randint(-1, 6, (5, 5, 3), generator=seeded(1)).clamp(max=3)
+    train, test = (torch.randn(*x.shape, 4, generator=seeded(3)) + x[..., None] * 0.3 for x in (bank_labels, labels))
+    bank, queries = balanced_sample(bank_labels, 99, 4, seeded()), balanced_sample(labels, 99, 4, seeded())
+    neighbour = KNeighborsClassifier(1, metric="cosine")
+    neighbour.fit(train.flatten(0, 2)[bank.index].numpy(), bank.labels.numpy())
+    named = neighbour.predict(test.flatten(0, 2)[queries.index].numpy())
+    expected = balanced_accuracy_score(queries.labels.numpy(), named)
+    assert 0.3 < expected < 0.9
+    assert patch_knn(train, bank, test, queries, Voting(1, 0.07, 4)) == pytest.approx(expected)
 
 
 def test_patch_knn_of_separable_and_of_meaningless_features() -> None:
@@ -229,16 +247,16 @@ def network(seed: int = 0, patch_size: int = 8) -> VisionTransformer:
     return VisionTransformer(ViTConfig(patch_size=patch_size, embed_dim=24, depth=2, num_heads=2, drop_path=0.3))
 
 
-NAMES = {
-    *("dense/linear_miou", "dense/patch_knn", "global/knn", "health/cls_patch_cosine", "health/near_cosine"),
-    *("health/far_cosine", "health/within_variance", "health/effective_rank", "health/norm_outliers"),
-}
+VALUES = {gauge.key for gauge in GAUGES if gauge.needs != "reference"} | {"global/knn"}
+NAMES = VALUES | {name + ":se" for name in VALUES}
+SLOW = {"dense/linear_miou", "global/knn", "health/lidar"}
 
 
 def test_features_that_know_everything_get_everything() -> None:
     values = dict(painted_suite(probe_iterations=200, probe_l2=1e-6)(RawPixels(8)))
     assert set(values) == NAMES
-    assert values["dense/patch_knn"] == 1
+    assert values["dense/patch_knn"] == values["dense/boundary_knn"] == 1
+    assert values["dense/patch_knn:se"] == 0  # nothing is wrong in any resample
     assert values["dense/linear_miou"] > 0.95  # bilinear logits round off the corners of the squares
     assert values["global/knn"] == 1
 
@@ -273,7 +291,7 @@ def test_a_call_repeats_exactly_and_quick_is_a_part_of_it() -> None:
     assert first == second
     assert dict(painted_suite()(backbone)) == first
     assert quick == {name: value for name, value in first.items() if name in quick}
-    assert set(quick) == NAMES - {"dense/linear_miou", "global/knn"}
+    assert set(quick) == NAMES - SLOW - {name + ":se" for name in SLOW}
 
 
 def test_training_state_is_as_before_at_every_value() -> None:
@@ -295,6 +313,32 @@ def test_evaluation_mode_is_used() -> None:
     backbone = network().train()
     suite = painted_suite()
     assert dict(suite(backbone, quick=True)) == dict(suite(backbone.eval(), quick=True))
+
+
+def test_errors_of_scores_equal_drawing_test_images_and_scoring_again() -> None:
+    """Patch k-NN and mean IoU over resampled images, one by one."""
+    torch.manual_seed(0)
+    train, test = torch.randn(5, 3, 4, 6), torch.randn(7, 3, 4, 6)
+    labels, truth = torch.randint(1, 4, (5, 3, 4)), torch.randint(-1, 4, (7, 3, 4))
+    bank, queries = balanced_sample(labels, 99, 4, seeded(0)), balanced_sample(truth, 99, 4, seeded(1))
+    voting = Voting(3, 0.1, 4)
+    shares = resampled_shares(7, 40, seeded(2))
+    scores = weighted_patch_knn(train, bank, test, queries, voting)(shares)
+    ious = weighted_mean_iou(labels.new_ones(7, 3, 4), truth.clamp_min(0), 4)(shares)
+    for row, score, iou in zip((7 * shares).round().long(), scores.tolist(), ious.tolist(), strict=True):
+        drawn = torch.repeat_interleave(torch.arange(7), row)
+        again = balanced_sample(truth[drawn], 999, 4, seeded(1))
+        assert score == pytest.approx(patch_knn(train, bank, test[drawn], again, voting))
+        assert iou == pytest.approx(mean_iou(labels.new_ones(7, 3, 4), truth[drawn].clamp_min(0), 4))
+
+
+def test_boundary_patches_touch_another_class() -> None:
+    classes = torch.zeros(1, 24, 40, dtype=torch.long)
+    classes[0, 8:16, 16:32] = 2  # two patches of a 3 x 5 grid
+    touches = at_boundary(class_fractions(classes, 8, 3))
+    expected = ["00110", "01111", "00110"]
+    assert touches[0].int().tolist() == [[int(digit) for digit in row] for row in expected]
+    assert not at_boundary(class_fractions(torch.ones(1, 8, 8, dtype=torch.long), 8, 2)).any()
 
 
 def test_mistakes_are_told() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from training.__main__ import main
 from training.config import TrainConfig, as_tree, differences
 from training.data.batch import Batch
+from training.data.sources import ScenesConfig
 from training.heads import HeadConfig
 from training.launch import launch
 from training.phases.phase import StepLosses
@@ -83,6 +84,12 @@ def test_every_recipe_builds_resolves_and_survives_json(name: str):
             assert resolved.objective.teacher_temperature(step) > 0
     assert recipe.summary
     assert f"python -m training {recipe.phase} {name}" in (recipe.build.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_crops_of_every_recipe_are_whole_patches(name: str):
+    stream = RECIPES[name].build().resolve().stream(ScenesConfig(count=1).build())  # refuses sizes that do not fit
+    assert all(side > 0 for grid in stream.grids for side in grid)
 
 
 def test_help_lists_every_recipe():

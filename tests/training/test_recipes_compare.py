@@ -1,4 +1,4 @@
-"""The compared recipes differ in their objective alone, and the official ones have the official figures."""
+"""The compared recipes differ in their objective and its rate alone, the official ones have the official figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from training.recipes import RECIPES
 from training.recipes.compare import vitl16_dinov2, vits16_dinov1
 
 COMPARED = ("cpu_dinov1", "cpu_dinov2", "cpu_dinov3", "cpu_simclr", "cpu_mocov2", "cpu_mocov3")
-ALLOWED = {"cpu_dinov1": {"optim.freeze_last_layer_steps"}, "cpu_dinov2": {"masks.exact"}, "cpu_dinov3": set()}
+RATE = {"optim.lr.peak", "optim.lr.end"}
+ALLOWED = {
+    "cpu_dinov1": RATE | {"optim.lr.warmup_steps", "optim.freeze_last_layer_steps"},
+    "cpu_dinov2": {"masks.exact"},
+    "cpu_dinov3": set(),
+}
 """What an objective brings along besides itself; the contrastive ones leave local crops out."""
 
 
@@ -24,7 +29,7 @@ def test_the_difference_is_the_objective(name: str) -> None:
     reference = replace(reference, loop=config.loop)
     changed = {line.partition(":")[0] for line in differences(as_tree(reference), as_tree(config))}
     others = {path for path in changed if not path.startswith("objective.")} - {"recipe"}
-    assert others == ALLOWED.get(name, {"augment.local_crops"})
+    assert others == ALLOWED.get(name, RATE | {"augment.local_crops"})
     assert config.loop == RECIPES["cpu_dinov1"].build().loop
     assert (config.loop.steps, config.batch.batch_size) == (600, 32)
 
@@ -52,7 +57,7 @@ def test_each_objective_has_the_parts_of_its_paper() -> None:
     contrast = [RECIPES[name].build().objective for name in COMPARED[3:]]
     assert all(isinstance(objective, ContrastConfig) for objective in contrast)
     assert [objective.method for objective in contrast] == ["simclr", "moco_v2", "moco_v3"]
-    assert [objective.projector.batch_norm for objective in contrast] == [True, False, True]
+    assert [objective.projector.batch_norm for objective in contrast] == [True, True, True]
     assert [objective.projector.layers for objective in contrast] == [2, 2, 3]
 
 

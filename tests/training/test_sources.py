@@ -95,6 +95,15 @@ def test_a_cutout_pack_is_a_library(pack: Path):
     assert len(config.libraries()[0].present) == 2
 
 
+def test_files_of_an_unwanted_licence_take_no_part(pack: Path):
+    known, held_out = ScenesConfig(library=str(pack), skip_licences=("RIGHTS UNCLEAR", "not itemised")).libraries()
+    assert held_out is not None
+    everything = ScenesConfig(library=str(pack)).libraries()[0]
+    licences = {item.licence for library in (known, held_out) for item in library.cutouts + library.backgrounds}
+    assert not [text for text in licences if text.startswith(("RIGHTS UNCLEAR", "not itemised"))]
+    assert [item for item in everything.cutouts if item.licence.startswith("RIGHTS UNCLEAR")]
+
+
 def test_a_folder_keeps_going_over_a_bad_file_and_names_it(folder: Path):
     source = FolderSource(FolderImages(folder))
     assert source.bad == ()

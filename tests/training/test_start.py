@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,20 @@ from torch import Tensor
 
 from training import checkpoint
 from training.config import TrainConfig
+from training.data.batch import generator_for
 from training.data.mixing import ResolutionMix
 from training.data.sources import ScenesConfig
 from training.evaluation.plan import EvaluationPlan
+from training.heads import EmbeddingHeadConfig
 from training.launch import launch
 from training.optim import build_optimizer
 from training.phases.anchor import GramConfig
+from training.phases.contrast import ContrastConfig
 from training.schedules import Schedule
 from training.start import StartConfig, begin
 from training.trainer import EXIT_STOPPED, Trainer
-from workbench.runs import Run
+from workbench.backbones import VisionTransformer, architecture_of
+from workbench.runs import Run, RunWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import anchored, tiny_config
@@ -101,6 +106,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 # A resume
+
+
+def test_the_steps_of_the_resumes_hold_what_they_should(parent: Path):
+    """The end of the warm-up, both refreshes, and a dozen changes of resolution lie among steps 0 to 24."""
+    config = child_config(parent).resolve()
+    rates = [config.optim.lr(step) for step in range(STEPS)]
+    assert rates.index(max(rates)) == 4
+    gram = config.objective.gram
+    assert [step for step in range(1, STEPS) if gram.refreshes(step) > gram.refreshes(step - 1)] == [8, 16]
+    drawn = [config.resolutions.draw(generator_for(config.seed, "resolution", step)) for step in range(STEPS)]
+    assert sum(one != other for one, other in pairwise(drawn)) >= 12
 
 
 @pytest.mark.slow
@@ -222,6 +238,38 @@ def test_a_fork_that_cannot_be_is_explained_and_touches_nothing(parent: Path, tm
         StartConfig(fork="run:a@step=1", weights="synthetic")
 
 
+def test_moments_under_other_names_are_not_dropped_in_silence(parent: Path, tmp_path: Path, monkeypatch):
+    """As checkpoints of an older version have them: without, a fork would begin with a cold optimizer."""
+    copy, numbered = tmp_path / "copy", {}
+    shutil.copytree(parent, copy)
+    for i, (name, value) in enumerate(saved(parent, 4).items()):
+        kind, _, rest = name.partition("/")
+        numbered[f"optimizer/{i}.{rest.rpartition('.')[2]}" if kind == "optimizer" else name] = value
+    checkpoint.save_checkpoint(copy / "resume", 4, numbered, keep_every=2)
+    with pytest.raises(ValueError, match=r"keeps no optimizer moments .* --start.student teacher"):
+        launch(child_config(copy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    stop_at(monkeypatch, 0)
+    assert launch(child_config(copy, student="teacher"), tmp_path / "run") == EXIT_STOPPED
+
+
+def test_a_student_cannot_start_as_a_teacher_that_is_not_there(tmp_path: Path, monkeypatch):
+    config = tiny_config(2, augment=replace(tiny_config().augment, local_crops=0))
+    head = EmbeddingHeadConfig(hidden=24, out=12, batch_norm=True)
+    config = replace(
+        config, objective=ContrastConfig(method="simclr", backbone=config.objective.backbone, projector=head)
+    )
+    assert launch(config, tmp_path / "parent") == 0
+    start = StartConfig(fork=f"run:{tmp_path / 'parent'}@step=2", student="teacher")
+    with pytest.raises(ValueError, match=r"start\.student is 'teacher', but this objective has none"):
+        launch(replace(config, start=start), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    stop_at(monkeypatch, 0)
+    assert launch(replace(config, start=replace(start, student="student")), tmp_path / "run") == EXIT_STOPPED
+    before, after = saved(tmp_path / "parent", 2), saved(tmp_path / "run", 0)
+    assert all(torch.equal(value, before[name]) for name, value in after.items() if name.startswith("student/"))
+
+
 def test_a_damaged_or_foreign_parent_is_refused(parent: Path, tmp_path: Path, monkeypatch):
     copy = tmp_path / "copy"
     shutil.copytree(parent, copy)
@@ -273,6 +321,17 @@ def test_given_weights_fill_both_backbones_and_no_head(parent: Path, tmp_path: P
 def test_weights_that_do_not_fit_are_explained(weights: str, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         launch(continued(weights), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_without_layerscale_do_not_fit_a_network_that_has_it(tmp_path: Path):
+    """LayerScale's first value is no difference between two networks, its absence is."""
+    config = parent_config(4)
+    plain = VisionTransformer(replace(config.objective.backbone, layerscale=0.0))
+    with RunWriter.create(tmp_path / "plain", info={}, config={}) as writer:
+        writer.backbone("teacher", 1, architecture_of(plain), plain.state_dict())
+    with pytest.raises(ValueError, match=r"start\.weights .*does not fit this config(.|\n)*ls1\.gamma"):
+        launch(continued(f"run:{tmp_path / 'plain'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

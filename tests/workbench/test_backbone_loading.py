@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModel
 
 from workbench.backbones import SyntheticBackbone, VisionTransformer, ViTConfig
 from workbench.backbones import load as standalone
@@ -33,6 +36,27 @@ def official(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
 
 def test_synthetic() -> None:
     assert isinstance(load_backbone("synthetic"), SyntheticBackbone)
+
+
+@torch.no_grad()
+def test_the_backbone_in_the_box_opens_everywhere_and_is_no_random_network() -> None:
+    """As `transformers` reads the same files; small, in float16 on disk, float32 in memory."""
+    backbone = load_backbone("demo")
+    assert isinstance(backbone, VisionTransformer)
+    assert (standalone.DEMO_FOLDER / "model.safetensors").stat().st_size < 12e6
+    found = backbone.features(pictures())
+    assert found.patches.dtype == torch.float32
+    reference = AutoModel.from_pretrained(standalone.DEMO_FOLDER, dtype=torch.float32).eval()
+    tokens = reference(pictures()).last_hidden_state
+    assert (found.cls - tokens[:, 0]).abs().max() < 1e-5
+    assert (found.patches.flatten(1, 2) - tokens[:, 1:]).abs().max() < 1e-5
+    untrained = VisionTransformer(backbone.config, generator=torch.Generator().manual_seed(0)).eval()
+    assert (untrained.features(pictures()).patches - found.patches).abs().mean() > 0.1
+
+
+def test_a_spec_of_the_backbone_in_the_box_takes_nothing_more() -> None:
+    with pytest.raises(ValueError, match="unknown backbone spec 'demo:x'"):
+        load_backbone("demo:x")
 
 
 @torch.no_grad()
@@ -169,3 +193,77 @@ def test_wrong_files_are_explained(official: VisionTransformer, tmp_path: Path) 
         load_backbone(f"dinov3:vits16:{tmp_path / 'other.safetensors'}")
     with pytest.raises(ValueError, match="does not fit timm model"):
         load_backbone(f"timm:{TINY}:{tmp_path / 'other.safetensors'}")
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["archive", "before archives"])
+def test_a_damaged_pth_is_explained(archive: bool, official: VisionTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "vits.pth"
+    torch.save(official.state_dict(), path, _use_new_zipfile_serialization=archive)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for size in (0, 1, 10, 100, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"vits\.pth.* damaged"):
+            load_backbone(f"dinov3:vits16:{path}")
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(20):
+            damaged[draw.randrange(4000)] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_backbone(f"dinov3:vits16:{path}")
+        except ValueError:  # anything else fails the test
+            refused += 1
+    assert refused > 30
+
+
+def test_a_pth_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    torch.save({"cls_token": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert (tmp_path / "small.pth").stat().st_size < 10_000
+    assert "cls_token" in torch.load(tmp_path / "small.pth", weights_only=True), "torch unpacks it"
+    with pytest.raises(ValueError, match=r"would unpack to 40\d{4} bytes"):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'small.pth'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm.bias": torch.zeros(32).to_sparse()}, "norm.bias is a tensor of .*not of plain floats"),
+        ({"norm.bias": torch.zeros(32, dtype=torch.int64)}, "norm.bias is a tensor of torch.int64"),
+        ({"norm.bias": torch.zeros(32, dtype=torch.complex64)}, "norm.bias is a tensor of torch.complex64"),
+        ({"norm.bias": torch.zeros(32, device="meta")}, "norm.bias is a tensor of .*meta"),
+        ({"norm.bias": "zeros"}, "norm.bias is a str, not a tensor"),
+        ({"norm.bias": torch.zeros(1, dtype=torch.bfloat16).expand(10**15)}, "size mismatch for norm.bias"),
+        ({"blocks.0.attn.qkv.bias_mask": torch.full((96,), torch.nan)}, r"blocks\.0\.attn\.qkv\.bias_mask must be 1"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(96)}, r"blocks\.1\.attn\.qkv\.bias_mask must be 1"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(2)}, r"size mismatch for blocks\.1\.attn\.qkv\.bias_mask"),
+    ],
+    ids=["sparse", "int64", "complex", "meta", "text", "expanded", "NaN mask", "mask of ones", "short mask"],
+)
+def test_tensors_that_are_not_the_network_s_are_refused(
+    change: dict, message: str, official: VisionTransformer, tmp_path: Path
+) -> None:
+    torch.save(official.state_dict() | change, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(f"dinov3:vits16:{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize("spec", ["dinov3:vits16", f"timm:{TINY}"])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [({1: torch.zeros(1)}, "has the key 1; a checkpoint is a dict of named tensors"), ([], "holds a list")],
+    ids=["number", "list"],
+)
+def test_names_are_words(state, message: str, spec: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(f"{spec}:{tmp_path / 'w.pth'}")
+    torch.save({"teacher": {1: torch.zeros(1)}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="has the key 1" if "dinov3" in spec else "does not fit"):
+        load_backbone(f"{spec}:{tmp_path / 'w.pth'}")

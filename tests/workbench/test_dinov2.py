@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from workbench.backbones.dinov2 import Dinov2Backbone
 from workbench.features import Backbone
@@ -79,4 +81,54 @@ def test_what_is_missing_or_does_not_fit_is_explained(tmp_path: Path) -> None:
         backbone.features(pictures(), layer=3)
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in(.|\n)*hf download"):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+
+
+def test_a_folder_that_does_not_hold_its_model_is_refused(tmp_path: Path) -> None:
+    """transformers itself only logs what is missing, and goes on with random weights in its place."""
+    write_model("dinov2", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors, whole = load_file(path), path.read_bytes()
+    save_file({name: tensor for name, tensor in tensors.items() if "layer.1." not in name}, path)
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of its model, the first is encoder\.layer\.1"):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("mask_token")}, path)
+    load_backbone(f"hf:{tmp_path / 'model'}")
+    save_file(tensors | {"layernorm.bias": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="transformers cannot open"):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+    path.write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match="transformers cannot open"):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "x"}, {"patch_size": 0}, {"num_attention_heads": 5}], ids=str)
+def test_a_config_that_makes_no_sense_is_explained(change: dict, tmp_path: Path) -> None:
+    write_model("dinov2", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="transformers cannot open"):
+        load_backbone(f"hf:{tmp_path / 'model'}")
+
+
+@torch.no_grad()
+def test_nothing_in_a_folder_makes_transformers_fetch_or_run_anything(tmp_path: Path) -> None:
+    network = write_model("dinov2", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    hostile = {
+        "_attn_implementation": "somebody/kernels",
+        "attn_implementation": "somebody/kernels",
+        "experts_implementation": "somebody/kernels",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "auto_map": {"AutoModel": "code.Model", "AutoConfig": "code.Config"},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | hostile))
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    backbone = load_backbone(f"hf:{tmp_path / 'model'}")
+    assert isinstance(backbone, Dinov2Backbone)
+    assert backbone.model.config._attn_implementation == "sdpa"
+    assert torch.equal(backbone.features(pictures()).cls, network(pictures()).last_hidden_state[:, 0])
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/model"}')
+    with pytest.raises(ValueError, match="holds an adapter"):
         load_backbone(f"hf:{tmp_path / 'model'}")

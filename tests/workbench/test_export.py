@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workbench.__main__ import main
 from workbench.backbones import ConvNeXt, ConvNeXtConfig, Network, VisionTransformer, ViTConfig, architecture_of
 from workbench.backbones import load as standalone
 from workbench.backbones.architecture import network_of
-from workbench.backbones.timm_names import VIT_MODELS, timm_name, timm_tensors
+from workbench.backbones.timm_names import CONVNEXT_MODELS, VIT_MODELS, timm_name, timm_tensors
 from workbench.export import EXPORTED, export_backbone
 from workbench.loading import load_backbone
 from workbench.runs import RunWriter
@@ -121,6 +121,16 @@ def test_transformers_and_back(config: ViTConfig | ConvNeXtConfig, tmp_path: Pat
             assert torch.equal(kept[name], tensor), name
 
 
+def test_what_only_training_needs_comes_back_too(tmp_path: Path) -> None:
+    config = ViTConfig(
+        embed_dim=32, depth=1, num_heads=2, layerscale=0.25, rope_shift=0.1, rope_jitter=1.5, rope_rescale=3.0
+    )
+    convnext = ConvNeXtConfig(**(CONVNEXT.to_dict() | {"layerscale": 0.25, "drop_path": 0.125}))
+    for index, given in enumerate((config, convnext)):
+        export_backbone(write_run(tmp_path / f"run{index}", random_network(given)), tmp_path / f"out{index}")
+        assert load_backbone(f"hf:{tmp_path / f'out{index}'}").config == given
+
+
 def test_the_processor_normalises_as_the_run_did(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     export_backbone(write_run(tmp_path / "run", random_network(MLP)), tmp_path / "out")
@@ -206,6 +216,29 @@ def test_names_of_timm_mean_the_shapes_of_ours(name: str) -> None:
         assert ours == {key: tensor.shape for key, tensor in twin.state_dict().items()}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"num_heads": 12}, {"norm_eps": 1e-6}, {"rope_base": 50.0}, {"layerscale": 0.0}, {"mask_k_bias": False}],
+    ids=str,
+)
+def test_a_network_that_only_resembles_a_published_one_has_no_name_in_timm(change: dict) -> None:
+    with torch.device("meta"):
+        assert timm_name(VisionTransformer(ViTConfig.vit_small(**change))) is None
+
+
+@pytest.mark.parametrize("name", CONVNEXT_MODELS)
+def test_convnext_names_of_timm_mean_the_shapes_of_ours(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    config = CONVNEXT_MODELS[name]
+    with torch.device("meta"):
+        model, twin = ConvNeXt(config), timm.create_model(name, num_classes=0)
+        other = ConvNeXt(ConvNeXtConfig(**(config.to_dict() | {"norm_eps": 1e-5})))
+    assert (timm_name(model), timm_name(other)) == (name, None)
+    ours = {key: tensor.shape for key, tensor in timm_tensors(model).items()}
+    assert ours == {key: tensor.shape for key, tensor in twin.state_dict().items()}
+    assert {module.eps for module in twin.modules() if isinstance(module, nn.LayerNorm)} == {config.norm_eps}
+
+
 # ---- the folder and its card ----
 
 HOSTILE = "a|b](http://x.y) <script>\n# title\n---\nlicense: mit\x1b[31m `x` **b** \u202e $e$"
@@ -248,6 +281,31 @@ def test_a_card_without_evaluation_or_input_says_so(tmp_path: Path) -> None:
     assert "| parent | none\\: trained from scratch |" in card
     assert any("ImageNet's statistics are assumed" in note for note in written.left_out)
     assert "- mean: 0.485, 0.456, 0.406" in card
+
+
+@pytest.mark.parametrize(
+    ("weights", "parent", "licence"),
+    [
+        ("dinov3:vits16:/home/me/secret/w.pth", "DINOv3 vits16\\, w\\.pth", True),
+        ("hf:/home/me/secret/theirs", "theirs", False),
+        ("run:/home/me/secret/older@step=4:teacher", "older\\@step\\=4\\:teacher", False),
+    ],
+)
+def test_a_run_that_began_with_given_weights_is_not_called_trained_from_scratch(
+    weights: str, parent: str, licence: bool, tmp_path: Path
+) -> None:
+    model, config = random_network(MLP), {"start": {"fork": "", "student": "student", "weights": weights}}
+    with RunWriter.create(tmp_path / "run", info=INFO | {"parent": None, "input": INPUT}, config=config) as writer:
+        writer.backbone("teacher", 2, architecture_of(model), model.state_dict())
+    export_backbone(f"run:{tmp_path / 'run'}", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"| parent | no run\\: trained from given weights\\, {parent} |" in card
+    assert "scratch" not in card
+    assert "secret" not in card
+    (tmp_path / "run" / "config.json").unlink()
+    export_backbone(f"run:{tmp_path / 'run'}", tmp_path / "again")
+    assert "| parent | not recorded |" in (tmp_path / "again" / "README.md").read_text("utf-8")
+    assert ("DINOv3 License" in card) == licence
 
 
 def test_foreign_text_in_a_card_is_text(tmp_path: Path) -> None:
@@ -303,6 +361,69 @@ def test_nothing_is_overwritten_by_accident(tmp_path: Path, capsys: pytest.Captu
     assert main(["export", spec, str(tmp_path / "run"), "--overwrite"]) == 2
     with pytest.raises(ValueError, match="is a file"):
         export_backbone(spec, out / "thesis.txt")
+
+
+@pytest.mark.parametrize("card", [None, "# A model that somebody downloaded", "\xff"], ids=["none", "other", "latin"])
+def test_a_folder_that_no_export_wrote_is_never_replaced(card: str | None, tmp_path: Path, capsys) -> None:
+    """A downloaded model has the very file names of an export."""
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+    (tmp_path / "out" / "README.md").unlink()
+    if card is not None:
+        (tmp_path / "out" / "README.md").write_bytes(card.encode("latin-1"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert main(["export", f"hf:{tmp_path / 'out'}", str(tmp_path / "out"), "--overwrite"]) == 2
+    assert "holds a model that is no export, by its README.md; nothing was touched" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_comes_in_while_an_export_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+
+    def meanwhile(*arguments, **options) -> None:
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+        save_file(*arguments, **options)
+
+    monkeypatch.setattr("workbench.export.save_file", meanwhile)
+    with pytest.raises(ValueError, match=r"thesis\.txt, which no export writes"):
+        export_backbone(spec, tmp_path / "out", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*EXPORTED, "thesis.txt"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_all_files_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    """safetensors keeps what it writes to the owner; weights to hand on are read by others."""
+    spec = write_run(tmp_path / "run", random_network(MLP))
+    export_backbone(spec, tmp_path / "out")
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    written = [*(tmp_path / "out").iterdir(), *(tmp_path / "run" / "backbones" / "teacher").iterdir()]
+    assert {path.name: path.stat().st_mode for path in written} == {path.name: usual for path in written}
+
+
+@torch.no_grad()
+def test_weights_that_share_memory_are_written_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(standalone.DINOV3_ARCHITECTURES, "vits16", lambda **extra: MLP)
+    model = random_network(MLP)
+    model.load_state_dict(state := model.state_dict() | {"norm.bias": model.state_dict()["norm.weight"]})
+    torch.save(state, tmp_path / "vits.pth")
+    export_backbone(f"dinov3:vits16:{tmp_path / 'vits.pth'}", tmp_path / "out")
+    again = load_backbone(f"hf:{tmp_path / 'out'}")
+    assert (flat_tokens(again.features(picture(model))) - flat_tokens(model(picture(model)))).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_rounded_periods_are_told(library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both libraries compute them, so a network that loaded rounded ones is not the one that they open."""
+    config = ViTConfig(embed_dim=64, depth=1, num_heads=2)
+    monkeypatch.setitem(standalone.DINOV3_ARCHITECTURES, "vits16", lambda **extra: config)
+    state = random_network(config).state_dict()
+    for name, told in (("exact", False), ("rounded", True)):
+        periods = state["rope_embed.periods"] if name == "exact" else state["rope_embed.periods"].bfloat16()
+        torch.save(state | {"rope_embed.periods": periods}, tmp_path / "vits.pth")
+        written = export_backbone(f"dinov3:vits16:{tmp_path / 'vits.pth'}", tmp_path / name, library=library)
+        assert any("RoPE periods of these weights are rounded" in note for note in written.left_out) == told
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

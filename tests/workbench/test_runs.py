@@ -687,7 +687,7 @@ def test_the_command_line_lists_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "{runs,export}"),
+        ([], "{runs,doctor,onset,export}"),
         (["rums"], "runs"),
         (["runs", "/nowhere"], "/nowhere"),
         (["runs", "a", "b"], "unrecognized arguments: b"),
@@ -726,3 +726,23 @@ def test_the_main_role_is_the_one_that_the_run_names(tmp_path: Path) -> None:
         if roles:
             assert run.backbone().embed_dim == 96
             assert run.architecture() == run.architecture(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_registers": 10**11}, r"does not fit architecture\.json beside it(.|\n)*storage_tokens"),
+        ({"ffn_hidden": 10**12}, r"does not fit architecture\.json beside it(.|\n)*fc1"),
+        ({"depth": 10**9}, "depth is 1000000000; it must be at most 1000"),
+        ({"norm_eps": "small"}, "a field of ViTConfig that is no such value"),
+    ],
+)
+def test_a_recorded_network_that_no_machine_holds_is_refused_before_it_is_built(
+    change: dict, message: str, writer: RunWriter
+) -> None:
+    network = small_network()
+    architecture = architecture_of(network)
+    architecture["config"] |= change
+    writer.backbone("teacher", 0, architecture, network.state_dict())
+    with pytest.raises(ValueError, match=message):
+        Run(writer.path).backbone()

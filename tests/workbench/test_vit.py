@@ -123,6 +123,10 @@ def test_architecture_round_trip() -> None:
         ({"class": "ResNet", "config": {}}, "class 'ResNet'; allowed: 'VisionTransformer' or 'ConvNeXt'"),
         ({"class": "VisionTransformer"}, "config None"),
         ({"class": "VisionTransformer", "config": {"num_head": 3}}, "no field 'num_head'; nearest: num_heads"),
+        ({"class": "VisionTransformer", "config": {"layerscale": "x"}}, "a field of ViTConfig that is no such value"),
+        ({"class": "VisionTransformer", "config": {"depth": 10**9}}, "depth is 1000000000; it must be at most 1000"),
+        ({"class": "VisionTransformer", "config": {"embed_dim": 10**9}}, "embed_dim is 1000000000; it must be at most"),
+        ({"class": "ConvNeXt", "config": {"depths": [3, 3, 10**9, 3]}}, "none may be above 1000"),
     ],
 )
 def test_a_wrong_architecture_record_is_explained(record: dict, message: str) -> None:

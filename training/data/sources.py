@@ -117,6 +117,8 @@ class ScenesConfig:
     """"builtin" for the cut-outs that ship with the workbench, or the path of a cut-out pack (docs/data.md)."""
     by: str = "category"
     """What a class is: "category", or "label" for finer ones."""
+    skip_licences: tuple[str, ...] = ()
+    """Leave out files of a pack whose licence begins with one of these, "RIGHTS UNCLEAR" say (docs/data.md)."""
     classes: int | None = None
     """Keep only this many classes, those with most identities first."""
     per_class: int | None = None
@@ -141,8 +143,11 @@ class ScenesConfig:
 
     def libraries(self) -> tuple[Library, Library | None]:
         """(known, held out) cut-outs; the held-out ones are of the same classes, and None if there are none."""
-        load = builtin_library if self.library == BUILTIN else lambda *, by: folder_library(self.library, by=by)
-        library = load(by=self.by)
+        library = (
+            builtin_library(by=self.by)
+            if self.library == BUILTIN
+            else folder_library(self.library, by=self.by, skip_licences=self.skip_licences)
+        )
         known, held_out = library.split(self.held_out, self.seed) if self.held_out else (library, None)
         known = known.reduced(self.classes, self.per_class, self.seed, backgrounds=self.backgrounds)
         if held_out is None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.analysis.health.bootstrap import Weighted, mean_over_images, value_of
 from workbench.analysis.neighbours import knn_classify
 
 AMBIGUOUS = -1
@@ -49,6 +50,22 @@ def patch_labels(fractions: Tensor, purity: float = 0.75) -> Tensor:
     return torch.where(share >= purity, label, AMBIGUOUS)
 
 
+def at_boundary(fractions: Tensor) -> Tensor:
+    """Which patches touch another class: bool [I, H, W], from `fractions` [I, H, W, C].
+
+    A patch touches when one of its 4-neighbours has another majority class. There dense features that have lost their
+    place fail first: a neighbour's content, or that of the whole image, names the wrong class.
+    """
+    label = fractions.argmax(dim=-1)
+    touches = torch.zeros_like(label, dtype=torch.bool)
+    below, right = label[:, 1:] != label[:, :-1], label[:, :, 1:] != label[:, :, :-1]
+    touches[:, 1:] |= below
+    touches[:, :-1] |= below
+    touches[:, :, 1:] |= right
+    touches[:, :, :-1] |= right
+    return touches
+
+
 def balanced_sample(labels: Tensor, per_class: int, classes: int, generator: torch.Generator) -> PatchSample:
     """Up to `per_class` patches of each foreground class 1..classes-1 of `labels` [I, H, W], without replacement.
 
@@ -72,11 +89,25 @@ def patch_knn(
     `train` and `test` are patches [I, H, W, D], the samples say which of them take part. Classes without a test patch
     do not count; chance is 1 / (number of foreground classes). NaN when either sample is empty.
     """
+    return value_of(weighted_patch_knn(train, train_sample, test, test_sample, voting), len(test))
+
+
+def weighted_patch_knn(
+    train: Tensor, train_sample: PatchSample, test: Tensor, test_sample: PatchSample, voting: Voting
+) -> Weighted:
+    """`patch_knn` as a function of shares of the test images; the bank stays. Classes absent in a resample are out."""
     if not len(train_sample.index) or not len(test_sample.index):
-        return float("nan")
+        return lambda shares: shares.new_full((len(shares),), torch.nan)
     bank = train.flatten(0, 2)[train_sample.index.to(train.device)]
     queries = test.flatten(0, 2)[test_sample.index.to(test.device)]
-    return balanced_accuracy(_vote(bank, train_sample.labels, queries, voting), test_sample.labels)
+    right = _vote(bank, train_sample.labels, queries, voting) == test_sample.labels
+    image = test_sample.index // (test.shape[1] * test.shape[2])
+    place = image * voting.classes + test_sample.labels
+    asked, named = (
+        torch.bincount(place, weights, minlength=len(test) * voting.classes).reshape(len(test), -1)
+        for weights in (torch.ones(len(place), dtype=torch.float64), right.double())
+    )
+    return lambda shares: ((shares @ named) / (shares @ asked)).nanmean(dim=1)
 
 
 def global_knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, voting: Voting) -> float:
@@ -84,13 +115,14 @@ def global_knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels:
 
     Labels are int64 [N] and [M]. Source: DINO's k-NN evaluation.
     """
-    return (_vote(bank, bank_labels, queries, voting) == query_labels).double().mean().item()
+    return value_of(weighted_global_knn(bank, bank_labels, queries, query_labels, voting), len(queries))
 
 
-def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Mean over the classes in `labels` [M] of the share of their members that `predicted` [M] names right."""
-    right = (predicted == labels).double()
-    return torch.stack([right[labels == label].mean() for label in labels.unique()]).mean().item()
+def weighted_global_knn(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, voting: Voting
+) -> Weighted:
+    """`global_knn` as a function of shares of the query images; the bank stays."""
+    return mean_over_images(_vote(bank, bank_labels, queries, voting) == query_labels)
 
 
 def _vote(bank: Tensor, labels: Tensor, queries: Tensor, voting: Voting) -> Tensor:

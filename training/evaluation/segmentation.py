@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.analysis.health.bootstrap import Weighted, value_of
+
 _IMAGES_AT_ONCE = 64
 
 
@@ -73,11 +75,17 @@ def mean_iou(predicted: Tensor, target: Tensor, classes: int) -> float:
     `predicted` and `target` are class indices of the same shape; pixels of all images are pooled before the division.
     Classes in neither do not count, as in torchmetrics' macro Jaccard index.
     """
-    joint = torch.bincount((target * classes + predicted).flatten(), minlength=classes**2).reshape(classes, classes)
-    joint = joint.double()
-    both = joint.diagonal()
-    union = joint.sum(dim=0) + joint.sum(dim=1) - both
-    return (both[union > 0] / union[union > 0]).mean().item()
+    return value_of(weighted_mean_iou(predicted[None], target[None], classes), 1)
+
+
+def weighted_mean_iou(predicted: Tensor, target: Tensor, classes: int) -> Weighted:
+    """`mean_iou` of [I, …] as a function of image shares: pixels are pooled after weighting, the probe stays."""
+    cells = (target * classes + predicted).flatten(1)
+    joint = torch.stack([torch.bincount(image, minlength=classes**2) for image in cells]).double()
+    joint = joint.reshape(-1, classes, classes)
+    both = joint.diagonal(dim1=1, dim2=2)
+    union = joint.sum(dim=1) + joint.sum(dim=2) - both
+    return lambda shares: ((shares @ both) / (shares @ union)).nanmean(dim=1)
 
 
 def _class_weights(target: Tensor, balance: float) -> Tensor:

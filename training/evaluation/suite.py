@@ -1,4 +1,7 @@
-"""The evaluations a run writes while it trains: built once from labelled scenes, then called with any backbone."""
+"""The evaluations a run writes while it trains: built once from labelled scenes, then called with any backbone.
+
+Each value comes with its standard error, over the images that were tested, under its name and ":se".
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from training.evaluation.knn import Voting, balanced_sample, class_fractions, global_knn, patch_knn, patch_labels
-from training.evaluation.segmentation import fit_linear_probe, mean_iou, predict_pixels
-from workbench.analysis.health import dense_health
+from training.data.augment import AugmentConfig, MultiCrop
+from training.evaluation.knn import (
+    AMBIGUOUS,
+    PatchSample,
+    Voting,
+    at_boundary,
+    balanced_sample,
+    class_fractions,
+    patch_labels,
+    weighted_global_knn,
+    weighted_patch_knn,
+)
+from training.evaluation.segmentation import fit_linear_probe, predict_pixels, weighted_mean_iou
+from workbench.analysis.health import ERROR_SUFFIX, dense_health_with_errors, position_code, with_error_names
+from workbench.analysis.health.bootstrap import Weighted, resampled_shares, standard_error, value_of
 from workbench.features import Backbone, Features
 from workbench.images import normalize
 
@@ -67,12 +82,23 @@ class SuiteConfig:
     """Weight decay of the linear probe."""
     probe_balance: float = 0.5
     """Class weights of the linear probe are frequency to minus this power."""
+    noise_images: int = 4
+    """Images of random pixels whose features show what position adds."""
+    lidar_images: int = 24
+    """Test scenes that LiDAR sees augmented views of, an image-level gauge; 0 or 1 leaves it out."""
+    lidar_views: int = 3
+    """Views of each."""
+    resamples: int = 200
+    """Resamples of images for standard errors."""
 
     def __post_init__(self) -> None:
         counts = ("train_scenes", "test_scenes", "bank", "queries", "size", "batch_size", "k", "patches_per_class")
-        for name in (*counts, "probe_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"SuiteConfig.{name} is {getattr(self, name)}; give a whole number of at least 1.")
+        lowest = dict.fromkeys((*counts, "probe_iterations", "noise_images"), 1)
+        for name, least in (lowest | {"lidar_images": 0, "lidar_views": 2, "resamples": 2}).items():
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"SuiteConfig.{name} is {getattr(self, name)}; give a whole number of at least {least}."
+                )
         if self.temperature <= 0 or not 0 < self.purity <= 1:
             raise ValueError(
                 f"SuiteConfig.temperature is {self.temperature} and purity {self.purity}; the temperature must be "
@@ -116,12 +142,15 @@ class Suite:
         _check(self._test, self._test_classes, patch_size, classes)
         self._fractions = class_fractions(train_classes, patch_size, classes)
         generator = torch.Generator().manual_seed(self.config.seed)
-        self._train_sample, self._test_sample = (
-            balanced_sample(
-                patch_labels(fractions, self.config.purity), self.config.patches_per_class, classes, generator
-            )
-            for fractions in (self._fractions, class_fractions(self._test_classes, patch_size, classes))
-        )
+        test_fractions = class_fractions(self._test_classes, patch_size, classes)
+        labels = patch_labels(test_fractions, self.config.purity)
+        self._train_sample = self._sample(patch_labels(self._fractions, self.config.purity), generator)
+        self._test_sample = self._sample(labels, generator)
+        boundary = torch.where(at_boundary(test_fractions), labels, AMBIGUOUS)
+        self._boundary_sample = self._sample(boundary, generator)
+        shape = (self.config.noise_images, *self._test.shape[1:])
+        self._noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        self._views = self._augmented(self._test[: self.config.lidar_images], generator)
 
     def __call__(self, backbone: Backbone, *, quick: bool = False) -> Iterator[tuple[str, float]]:
         """Evaluate `backbone`, frozen and in evaluation mode, and yield each value as it is known.
@@ -135,17 +164,50 @@ class Suite:
                 "build a suite for it."
             )
         test = self._encode(backbone, self._test)
-        yield from dense_health(test).items()
+        yield from self._health(backbone, test, views=not quick).items()
         train = self._encode(backbone, self._train)
-        yield (
-            "dense/patch_knn",
-            patch_knn(train.patches, self._train_sample, test.patches, self._test_sample, self._voting),
-        )
+        for name, sample in (("dense/patch_knn", self._test_sample), ("dense/boundary_knn", self._boundary_sample)):
+            accuracy = weighted_patch_knn(train.patches, self._train_sample, test.patches, sample, self._voting)
+            yield from self._with_error(name, accuracy, len(self._test))
         if quick:
             return
-        yield "dense/linear_miou", self._linear_miou(train.patches, test.patches)
+        yield from self._with_error(
+            "dense/linear_miou", self._linear_miou(train.patches, test.patches), len(self._test)
+        )
         bank, queries = self._encode(backbone, self._bank).cls, self._encode(backbone, self._queries).cls
-        yield "global/knn", global_knn(bank, self._bank_labels, queries, self._query_labels, self._voting)
+        accuracy = weighted_global_knn(bank, self._bank_labels, queries, self._query_labels, self._voting)
+        yield from self._with_error("global/knn", accuracy, len(queries))
+
+    def _health(self, backbone: Backbone, test: Features, *, views: bool) -> dict[str, float]:
+        """The gauges that need no labels and their standard errors; `views` adds LiDAR."""
+        code = position_code(self._encode(backbone, self._noise).patches)
+        tokens = None
+        if views and len(self._views) > 1:
+            cls = self._encode(backbone, self._views.flatten(0, 1)).cls
+            tokens = cls.unflatten(0, self._views.shape[:2])
+        config = self.config
+        return with_error_names(
+            dense_health_with_errors(test, code=code, views=tokens, resamples=config.resamples, seed=config.seed)
+        )
+
+    def _with_error(self, name: str, score: Weighted, images: int) -> Iterator[tuple[str, float]]:
+        yield name, value_of(score, images)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        yield name + ERROR_SUFFIX, standard_error(score, resampled_shares(images, self.config.resamples, generator))
+
+    def _sample(self, labels: Tensor, generator: torch.Generator) -> PatchSample:
+        return balanced_sample(labels, self.config.patches_per_class, self.classes, generator)
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Square augmented views uint8 [I, V, 3, s, s] of `images` [I, 3, h, w], s their shorter side."""
+        size, views = min(images.shape[2:]), self.config.lidar_views
+        if not len(images):
+            return images.new_empty(0, views, 3, size, size)
+        pixels = AugmentConfig(
+            global_size=size, global_crops=views, local_crops=0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        )
+        crops = MultiCrop(pixels)(list(images), generator).globals_.mul(255).round().clamp(0, 255).to(torch.uint8)
+        return crops.unflatten(0, (views, len(images))).transpose(0, 1)
 
     @torch.no_grad()
     def _encode(self, backbone: Backbone, images: Tensor) -> Features:
@@ -158,7 +220,7 @@ class Suite:
         patches, cls, registers = (torch.cat([part[i].float() for part in parts]) for i in range(3))
         return Features(patches, cls, registers)
 
-    def _linear_miou(self, train: Tensor, test: Tensor) -> float:
+    def _linear_miou(self, train: Tensor, test: Tensor) -> Weighted:
         probe = fit_linear_probe(
             train,
             self._fractions,
@@ -167,7 +229,8 @@ class Suite:
             balance=self.config.probe_balance,
         )
         height, width = self._test_classes.shape[1:]
-        return mean_iou(predict_pixels(probe, test, (height, width)).cpu(), self._test_classes, self.classes)
+        predicted = predict_pixels(probe, test, (height, width)).cpu()
+        return weighted_mean_iou(predicted, self._test_classes, self.classes)
 
 
 class _Frozen:

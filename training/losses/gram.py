@@ -14,7 +14,7 @@ from workbench.analysis.gram import gram_matrix
 Negatives = Literal["keep", "clamp", "clamp_teacher"]
 
 _PATCHES_PER_CHANNEL = 2.5
-"""Above this N / D the form with [D, D] products is taken: 10 N D^2 multiplications against 4 N^2 D, forward and
+"""Above this N / D the form with [D, D] products is taken: 10 N D^2 operations against 4 N^2 D, forward and
 backward. On one CPU thread the two cost the same near 2 (docs/log.md)."""
 
 

@@ -68,12 +68,13 @@ class GramConfig:
             raise ValueError("GramConfig.teacher is 'ema', which is always fresh; leave refresh_every at 0.")
 
     def resolve(self, total_steps: int) -> GramConfig:
-        """Fractions become whole steps of a run of `total_steps`."""
+        """Fractions become whole steps of a run of `total_steps`; of a short one `refresh_every` is at least 1 step."""
+        every = to_steps(self.refresh_every, total_steps)
         return replace(
             self,
             weight=self.weight.resolve(total_steps),
             first_refresh=to_steps(self.first_refresh, total_steps),
-            refresh_every=to_steps(self.refresh_every, total_steps),
+            refresh_every=max(every, 1) if self.refresh_every else 0,
         )
 
     def refreshes(self, done: int) -> int:

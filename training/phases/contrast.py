@@ -189,7 +189,7 @@ class Contrast:
         first, second = z.chunk(2)
         with torch.no_grad():
             unit = F.normalize(z.float(), dim=-1)
-            candidates = unit @ unit.t()
+            candidates = _cosines(unit, unit)
             itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
             partner = torch.arange(len(unit), device=unit.device).roll(len(first))
             record = _contrast_statistics(candidates.masked_fill(itself, -torch.inf), partner) | _spread(unit)
@@ -204,7 +204,7 @@ class Contrast:
             key = teacher.projector(teacher.backbone(second).cls)
             q, k = F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
             self._next_keys = k
-            candidates = torch.cat([(q * k).sum(-1, keepdim=True), q @ queue.keys.t()], dim=1)
+            candidates = torch.cat([(q * k).sum(-1, keepdim=True), _cosines(q, queue.keys)], dim=1)
             record = _contrast_statistics(candidates, torch.zeros(len(q), dtype=torch.long, device=q.device))
         total = info_nce_loss(query, key, temperature=self.config.temperature, queue=queue.keys)
         return total, record | _spread(q)
@@ -218,11 +218,17 @@ class Contrast:
             teacher_tokens = teacher.backbone(views).cls
             keys = [teacher.projector(view) for view in teacher_tokens.chunk(2)]
             q, k = F.normalize(queries[0].float(), dim=-1), F.normalize(keys[1].float(), dim=-1)
-            record = _contrast_statistics(q @ k.t(), torch.arange(len(q), device=q.device)) | _spread(q)
+            record = _contrast_statistics(_cosines(q, k), torch.arange(len(q), device=q.device)) | _spread(q)
             record["teacher/student_cosine"] = F.cosine_similarity(tokens.float(), teacher_tokens.float()).mean()
         temperature = self.config.temperature
         total = info_nce_loss(queries[0], keys[1], temperature=temperature)
         return total + info_nce_loss(queries[1], keys[0], temperature=temperature), record
+
+
+def _cosines(queries: Tensor, candidates: Tensor) -> Tensor:
+    """[N, C] of unit vectors in float32. Under autocast they would be bfloat16, and the nearest ones tie."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ candidates.t()
 
 
 def _contrast_statistics(candidates: Tensor, positives: Tensor) -> dict[str, Tensor]:

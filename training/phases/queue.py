@@ -35,6 +35,9 @@ class KeyQueue(nn.Module):
         return float((self.born >= 0).float().mean())
 
     def age(self, step: int) -> float:
-        """Mean number of steps, at `step`, since the real keys were made; 0 when there is none."""
-        real = self.born[self.born >= 0]
+        """Mean number of steps, at `step`, since the real keys were made; 0 when there is none.
+
+        Keys that a fork brought along count their steps in the parent: those of later steps than this one are left out.
+        """
+        real = self.born[(self.born >= 0) & (self.born <= step)]
         return float((step - real).float().mean()) if len(real) else 0.0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.config import TrainConfig
+from training.recipes.backbone import cpu_backbone
 from training.recipes.compare import (
     cpu_dinov1,
     cpu_dinov2,
@@ -47,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("cpu_demo", "pretrain", "built-in scenes, 5 minutes on 2 cores", cpu_demo),
         Recipe("cpu_real", "pretrain", "a pack of real cut-outs, under 30 minutes on 2 cores", cpu_real),
+        Recipe("cpu_backbone", "pretrain", "the backbone that ships with the workbench, 35 CPU-minutes", cpu_backbone),
         Recipe("cpu_folder", "pretrain", "any folder of images, under 30 minutes on 2 cores", cpu_folder),
         Recipe("cpu_continue", "pretrain", "from given weights (--start.weights), heads first", cpu_continue),
         Recipe("cpu_continue_naive", "pretrain", "the same without care, to be compared", cpu_continue_naive),
@@ -76,6 +78,7 @@ __all__ = [
     "Recipe",
     "cpu_adapt",
     "cpu_anchor",
+    "cpu_backbone",
     "cpu_continue",
     "cpu_continue_naive",
     "cpu_demo",

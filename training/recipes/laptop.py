@@ -113,7 +113,7 @@ def cpu_anchor() -> TrainConfig:
 def cpu_adapt() -> TrainConfig:
     """High-resolution adaptation of a `cpu_anchor` run: larger crops of mixed sizes, a Gram teacher that stays.
 
-    DINOv3 section 5.1, scaled down: global and Gram crops are an eighth of the published sizes, local ones 3/14
+    DINOv3 section 5.1, scaled down: global and Gram crops are an eighth of the published sizes, local ones about 3/14
     (24 pixels for 112, as in pretraining), probabilities as published. Student and Gram teacher start as the parent's
     EMA teacher, the learning rate rises over the first third. Expected: about 5 minutes on 2 cores.
     Command: python -m training adapt cpu_adapt --run runs/adapt --start.fork run:runs/anchor@step=400
@@ -125,7 +125,6 @@ def cpu_adapt() -> TrainConfig:
         recipe="cpu_adapt",
         seed=2,
         data=ScenesConfig(count=2048, scene=replace(_calm_scenes(), objects=(1, 2), size=(160, 160))),
-        augment=replace(base.augment, gram_size=96),
         resolutions=ResolutionMix(choices=mix),
         batch=BatchConfig(batch_size=16, workers=1),
         objective=AdaptConfig(

@@ -7,7 +7,8 @@ mixture of image sizes is packed; only attention splits the rows into its groups
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class KeyMaskedLinear(nn.Linear):
         super().__init__(in_features, out_features)
         self.register_buffer("bias_mask", torch.empty(out_features))
         self.reset_mask()
+        self.register_load_state_dict_pre_hook(_check_mask)
 
     def reset_mask(self) -> None:
         """Ones for queries and values, zeros for keys."""
@@ -53,6 +55,17 @@ class KeyMaskedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias * self.bias_mask)
+
+
+def _check_mask(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Before loading: report a mask that is not the constant it must be, such as one saved before it was set."""
+    errors: list[str] = rest[-1]
+    mask = state.get(f"{prefix}bias_mask")
+    if not isinstance(mask, Tensor) or mask.is_meta or mask.shape != module.bias_mask.shape:
+        return  # a shape that does not fit is told by the loading itself
+    query, key, value = mask.chunk(3)
+    if not (query == 1).all() or (key != 0).any() or not (value == 1).all():
+        errors.append(f"{prefix}bias_mask must be 1 for queries and values and 0 for keys; this one is something else.")
 
 
 class Attention(nn.Module):

@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+LARGEST = {"depth": 1000, "embed_dim": 2**18}
+"""Bounds far above any network, so that a record of unknown origin cannot ask for endless work before it is refused."""
+
 
 def swiglu_hidden(embed_dim: int, ratio: float = 4.0, align: int = 8) -> int:
     """Hidden width of a SwiGLU FFN: floor(2/3 floor(dim ratio)), rounded up to a multiple of `align` (DINOv2, DINOv3).
@@ -87,6 +90,8 @@ class ViTConfig:
                 continue
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"ViTConfig.{name} is {value!r}; it must be a whole number of at least 1.")
+            if value > LARGEST.get(name, value):
+                raise ValueError(f"ViTConfig.{name} is {value}; it must be at most {LARGEST[name]}.")
         if not isinstance(self.num_registers, int) or self.num_registers < 0:
             raise ValueError(f"ViTConfig.num_registers is {self.num_registers!r}; it must be 0 or a positive number.")
         if self.embed_dim % self.num_heads:

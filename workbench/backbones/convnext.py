@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.backbones import initialise
+from workbench.backbones.config import LARGEST
 from workbench.backbones.packing import block_index, check_images
 from workbench.features import Features
 
@@ -48,6 +49,8 @@ class ConvNeXtConfig:
             if len(values) != len(STRIDES) or not all(isinstance(value, int) and value >= 1 for value in values):
                 raise ValueError(f"ConvNeXtConfig.{name} is {values}; it must be four whole numbers of at least 1.")
             object.__setattr__(self, name, values)
+        if max(self.depths) > LARGEST["depth"]:
+            raise ValueError(f"ConvNeXtConfig.depths is {self.depths}; none may be above {LARGEST['depth']}.")
         if not self.norm_eps > 0:
             raise ValueError(f"ConvNeXtConfig.norm_eps is {self.norm_eps}; it must be greater than 0.")
         if not 0.0 <= self.drop_path < 1.0:

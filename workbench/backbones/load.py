@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -24,7 +25,11 @@ from workbench.backbones.weight_files import (
 )
 from workbench.features import Backbone
 
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "weights" / "demo"
+"""The one backbone that is part of the workbench; its README.md is its model card."""
+
 SPEC_FORMS = {
+    "demo": "the small backbone that ships with the workbench (workbench/weights/demo)",
     "synthetic": "weightless features from colour and texture",
     "timm:NAME:PATH": "a vision transformer or ConvNeXt of timm with weights from a local file (.safetensors)",
     "timm:NAME:random": "the same with random weights",
@@ -60,6 +65,8 @@ def load_standalone(spec: str, *, device: torch.device | str = "cpu") -> Backbon
     kind, _, rest = spec.partition(":")
     if kind == "synthetic" and not rest:
         return SyntheticBackbone()
+    if kind == "demo" and not rest:
+        return _load_folder(str(DEMO_FOLDER), device)
     loaders = {"timm": _load_timm, "dinov3": _load_dinov3, "hf": _load_folder}
     if kind in loaders and rest:
         return loaders[kind](rest, device)

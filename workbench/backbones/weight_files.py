@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,51 @@ def read_state_dict(path: str | Path, *, ways: str = WAYS_TO_DINOV3) -> dict[str
     if path.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{path.name} ends in {path.suffix!r}; weights are read from .safetensors or .pth files.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, or is damaged; convert it to .safetensors.") from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
+        state = load_file(path) if path.suffix == ".safetensors" else _load_pth(path)
+    except SafetensorError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of named tensors.")
+    _check_names(state, path)
     return state
 
 
+def _load_pth(path: Path) -> Any:
+    """What `torch.save` wrote, if that is tensors and plain values; no code in the file is run."""
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors, or is damaged; convert it to .safetensors.") from error
+    except Exception as error:  # damage shows as almost any kind: EOFError, KeyError, IndexError, AssertionError, …
+        raise ValueError(f"cannot read {path}, it is damaged: {error or type(error).__name__}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that unpacks to more than it is; `torch.save` compresses nothing."""
+    with path.open("rb") as file:  # outside what follows: a file that may not be opened is not a damaged one
+        try:
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except Exception:  # of the format from before archives, or damaged: torch says which
+            return
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"{path} would unpack to {unpacked} bytes; torch.save writes no compressed archives.")
+
+
+def _check_names(state: Any, where: object) -> None:
+    if not isinstance(state, dict):
+        raise ValueError(f"{where} holds a {type(state).__name__}; a checkpoint is a dict of named tensors.")
+    if unnamed := [name for name in state if not isinstance(name, str)]:
+        raise ValueError(f"{where} has the key {unnamed[0]!r}; a checkpoint is a dict of named tensors.")
+
+
 def backbone_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The backbone's tensors in an official checkpoint: a flat dict, or the "teacher" part of a training checkpoint."""
+    """The backbone's tensors in an official checkpoint: a flat dict, or the "teacher" part of a training checkpoint.
+
+    Raises ValueError where that part has keys that are no names.
+    """
     if isinstance(state.get("teacher"), dict):
         state = state["teacher"]
+        _check_names(state, "the checkpoint's 'teacher'")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}

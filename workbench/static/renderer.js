@@ -38,13 +38,19 @@ const WORDS = {
     status: { live: "live", ended: "finished", stopped: "stopped", crashed: "crashed", silent: "silent" },
     kinds: { started: "started", resumed: "resumed", saved: "saved", finished: "finished", stopped: "stopped",
       "nan-skipped": "step skipped", diverged: "diverged", "bad-image": "unreadable image",
-      "checkpoint-rejected": "checkpoint rejected", failed: "failed", "dense-peak": "dense peak", [REFIT]: "colours refitted" },
+      "checkpoint-rejected": "checkpoint rejected", failed: "failed", "dense-peak": "dense peak", "dense-early-warning": "early warning", fork: "forked here",
+      parent: "forked from", [REFIT]: "colours refitted" },
     texts: [],
     series: {
-      "dense/patch_knn": "patch k-NN", "dense/linear_miou": "linear mIoU", "global/knn": "global k-NN",
+      "dense/patch_knn": "patch k-NN", "dense/boundary_knn": "boundary k-NN", "dense/linear_miou": "linear mIoU",
+      "global/knn": "global k-NN",
       "health/cls_patch_cosine": "CLS–patch cosine", "health/near_cosine": "near-patch cosine",
       "health/far_cosine": "far-patch cosine", "health/within_variance": "within-image variance",
+      "health/locality": "locality", "health/positional_share": "positional share",
+      "health/positional_match": "match with noise images", "health/gram_distance": "Gram distance to a reference",
       "health/effective_rank": "effective rank", "health/norm_outliers": "norm outliers",
+      "health/outlier_dimensions": "outlier dimensions", "health/rankme": "RankMe (image level)",
+      "health/lidar": "LiDAR (image level)",
       "loss/total": "total loss", "loss/dino": "DINO loss", "loss/ibot": "iBOT loss", "loss/koleo": "KoLeo loss",
       "loss/contrast": "contrastive loss", "contrast/accuracy": "positive found first",
       "contrast/positive_cosine": "cosine to the positive", "contrast/negative_cosine": "cosine to negatives",
@@ -54,6 +60,9 @@ const WORDS = {
       "loss/gram": "Gram loss", "teacher/entropy": "teacher entropy", "teacher/prototypes_used": "prototypes in use",
       "teacher/momentum": "teacher momentum", "gradient_norm/backbone": "gradient norm, backbone",
       "gradient_norm/dino_head": "gradient norm, DINO head", "gradient_norm/ibot_head": "gradient norm, iBOT head",
+      "gradient_norm/projector": "gradient norm, projector", "gradient_norm/predictor": "gradient norm, predictor",
+      "gram/weight": "weight of the Gram loss", "gram/refreshes": "Gram teacher refreshes",
+      "rate/backbone_lr": "learning rate, backbone", "data/bad_images": "unreadable images",
       "rate/lr": "learning rate", "rate/last_layer_lr": "learning rate, last layer", "rate/weight_decay": "weight decay",
       "speed/images_per_second": "images per second", "speed/data_wait": "time waiting for data",
     },
@@ -83,10 +92,12 @@ const WORDS = {
     status: { live: "进行中", ended: "已完成", stopped: "已停止", crashed: "异常中断", silent: "无响应" },
     kinds: { started: "开始", resumed: "继续", saved: "保存", finished: "完成", stopped: "停止",
       "nan-skipped": "跳过一步", diverged: "发散", "bad-image": "图像无法读取", "checkpoint-rejected": "检查点无效",
-      failed: "出错停止", "dense-peak": "稠密指标峰值", [REFIT]: "颜色重新拟合" },
+      failed: "出错停止", "dense-peak": "稠密指标峰值", "dense-early-warning": "早期预警", fork: "由此分叉", parent: "分叉自",
+      [REFIT]: "颜色重新拟合" },
     // The trainer's own sentences (training/launch.py, training/trainer.py); any other text is shown as it is.
     texts: [
       [/^recipe (\S+), seed (\d+)$/, "配方 $1，随机种子 $2"],
+      [/^recipe (\S+), seed (\d+) from (.+)$/, "配方 $1，随机种子 $2，起点 $3"],
       [/^continued from step (\d+)$/, "从第 $1 步继续"],
       [/^loss not finite: step (\d+) left weights alone$/, "损失非有限值，第 $1 步未更新权重"],
       [/^gradient norm not finite: step (\d+) left weights alone$/, "梯度范数非有限值，第 $1 步未更新权重"],
@@ -94,10 +105,15 @@ const WORDS = {
       [/^gradient norm was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步梯度范数非有限值"],
     ],
     series: {
-      "dense/patch_knn": "图块 k-NN", "dense/linear_miou": "线性 mIoU", "global/knn": "全局 k-NN",
+      "dense/patch_knn": "图块 k-NN", "dense/boundary_knn": "边界图块 k-NN", "dense/linear_miou": "线性 mIoU",
+      "global/knn": "全局 k-NN",
       "health/cls_patch_cosine": "CLS–图块余弦", "health/near_cosine": "邻近图块余弦",
       "health/far_cosine": "远距图块余弦", "health/within_variance": "图内方差",
+      "health/locality": "局部性", "health/positional_share": "位置方差占比",
+      "health/positional_match": "与噪声图的吻合度", "health/gram_distance": "与参考步的 Gram 距离",
       "health/effective_rank": "有效秩", "health/norm_outliers": "范数离群比例",
+      "health/outlier_dimensions": "离群维度占比", "health/rankme": "RankMe（图像级）",
+      "health/lidar": "LiDAR（图像级）",
       "loss/total": "总损失", "loss/dino": "DINO 损失", "loss/ibot": "iBOT 损失", "loss/koleo": "KoLeo 损失",
       "loss/contrast": "对比损失", "contrast/accuracy": "正样本排第一的比例",
       "contrast/positive_cosine": "与正样本的余弦", "contrast/negative_cosine": "与负样本的余弦",
@@ -107,6 +123,9 @@ const WORDS = {
       "loss/gram": "Gram 损失", "teacher/entropy": "教师分布的熵", "teacher/prototypes_used": "已用原型比例",
       "teacher/momentum": "教师动量", "gradient_norm/backbone": "梯度范数（骨干网络）",
       "gradient_norm/dino_head": "梯度范数（DINO 头）", "gradient_norm/ibot_head": "梯度范数（iBOT 头）",
+      "gradient_norm/projector": "梯度范数（投影头）", "gradient_norm/predictor": "梯度范数（预测头）",
+      "gram/weight": "Gram 损失权重", "gram/refreshes": "Gram 教师更新次数",
+      "rate/backbone_lr": "学习率（骨干网络）", "data/bad_images": "无法读取的图像数",
       "rate/lr": "学习率", "rate/last_layer_lr": "末层学习率", "rate/weight_decay": "权重衰减",
       "speed/images_per_second": "每秒图像数", "speed/data_wait": "等待数据的时间占比",
     },
@@ -144,7 +163,7 @@ function seriesValue(name, value) {
 }
 
 /** Fractions of one, shown as per cent. */
-const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/norm_outliers|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
+const isScore = (name) => /(^|\/)((dense|global)\/.*|health\/(norm_outliers|outlier_dimensions)|teacher\/prototypes_used|contrast\/accuracy|queue\/filled|speed\/data_wait)$/.test(name);
 
 // ---------------------------------------------------------------------------------------------------- 2 colour
 
@@ -195,6 +214,17 @@ export function colourCosines(cosines, [low, high], rgba, alpha = 255) {
     rgba[p + 1] = SEQUENTIAL[k + 1];
     rgba[p + 2] = SEQUENTIAL[k + 2];
     rgba[p + 3] = alpha;
+  }
+}
+
+/** Write opaque RGBA of differences a - b under the fixed range [-reach, reach]; 0 is neutral. */
+export function colourDifferences(a, b, reach, rgba) {
+  for (let i = 0, p = 0; i < a.length; i++, p += 4) {
+    const t = 127.5 + ((a[i] - b[i]) / reach) * 127.5, k = 3 * (t <= 0 ? 0 : t >= 255 ? 255 : (t + 0.5) | 0);
+    rgba[p] = DIVERGING[k];
+    rgba[p + 1] = DIVERGING[k + 1];
+    rgba[p + 2] = DIVERGING[k + 2];
+    rgba[p + 3] = 255;
   }
 }
 
@@ -1127,7 +1157,8 @@ function line(context, points) {
 // ---------------------------------------------------------------------------------------------------- 9 timeline
 
 const PREFERRED = ["dense/patch_knn", "dense/linear_miou", "global/knn", "health/within_variance", "health/cls_patch_cosine",
-  "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
+  "health/locality", "health/near_cosine", "health/far_cosine", "health/effective_rank", "health/norm_outliers", "loss/total"];
+const ERROR = ":se"; // the series KEY:se holds the standard errors of the series KEY
 const MARGIN = { left: 52, right: 52, top: 18, bottom: 28 };
 
 /** The strip along the bottom: a curve under the step axis, event markers, the steps in memory, the playhead. */
@@ -1189,9 +1220,9 @@ class Timeline {
     return steps.reduce((best, step) => (Math.abs(this.x(step) - x) < Math.abs(this.x(best) - x) ? step : best), steps[0]);
   }
 
-  /** Series offered: the usual dense-health ones first, then the rest by name. */
+  /** Series offered: the usual dense-health ones first, then the rest by name; standard errors go with their series. */
   names() {
-    const all = Object.keys(this.view.summary.series).sort();
+    const all = Object.keys(this.view.summary.series).filter((name) => !name.endsWith(ERROR)).sort();
     return [...PREFERRED.filter((name) => all.includes(name)), ...all.filter((name) => !PREFERRED.includes(name))];
   }
 
@@ -1268,20 +1299,64 @@ class Timeline {
     const { step: steps, value: values } = this.view.summary.series[name], base = this.height - MARGIN.bottom;
     const points = steps.map((step, i) => [step, values[i]]).filter(([, value]) => Number.isFinite(value));
     if (!points.length) return;
-    const [low, high, ticks] = axisOf(points.map(([, value]) => value));
+    const other = second ? [] : this.otherRun(name), band = second ? [] : this.band(name, points);
+    const [low, high, ticks] = axisOf([...points, ...other, ...band.flatMap(([step, a, b]) => [[step, a], [step, b]])].map(([, value]) => value));
     const y = (value) => base - ((value - low) / (high - low)) * (base - MARGIN.top);
     const path = points.map(([step, value]) => [this.x(step), y(value)]);
     context.textAlign = second ? "left" : "right";
     context.fillStyle = second ? colour : this.view.colours.muted;
     const text = (value) => (isScore(name) ? `${+(100 * value).toFixed(1)} %` : String(+value.toPrecision(3)));
     for (const tick of ticks) context.fillText(text(tick), second ? this.width - MARGIN.right + 8 : MARGIN.left - 8, y(tick) + 4);
-    if (!second) this.fillUnder(context, path, base, colour);
+    if (!second && !band.length) this.fillUnder(context, path, base, colour);
+    this.fillBand(context, band.map(([step, a, b]) => [this.x(step), y(a), y(b)]), colour);
+    if (other.length) this.drawOther(context, other.map(([step, value]) => [this.x(step), y(value)]));
     context.strokeStyle = colour;
     context.lineWidth = second ? 1.25 : 2;
     context.lineJoin = "round";
     line(context, path);
     context.lineWidth = 1;
     if (!second) this.drawPeak(context, points, path, colour);
+  }
+
+  /** [step, value - error, value + error] where the series has standard errors. */
+  band(name, points) {
+    const errors = this.view.summary.series[name + ERROR];
+    if (!errors) return [];
+    const of = new Map(errors.step.map((step, i) => [step, errors.value[i]]));
+    return points.filter(([step]) => Number.isFinite(of.get(step))).map(([step, value]) => [step, value - of.get(step), value + of.get(step)]);
+  }
+
+  fillBand(context, band, colour) {
+    if (!band.length) return;
+    context.save();
+    context.globalAlpha = 0.16;
+    context.fillStyle = colour;
+    context.beginPath();
+    band.forEach(([x, low], i) => (i ? context.lineTo(x, low) : context.moveTo(x, low)));
+    for (const [x, , high] of [...band].reverse()) context.lineTo(x, high);
+    context.fill();
+    context.restore();
+  }
+
+  /** The same series of the run that is compared with, at its place on this axis. */
+  otherRun(name) {
+    const overlay = this.view.model.get("overlay"), series = overlay?.series[name], [first, last] = this.domain();
+    if (!series) return [];
+    return series.step.map((step, i) => [step + overlay.offset, series.value[i]])
+      .filter(([step, value]) => Number.isFinite(value) && step >= first && step <= last);
+  }
+
+  drawOther(context, path) {
+    context.save();
+    context.setLineDash([5, 4]);
+    context.strokeStyle = this.view.model.get("overlay").colour;
+    context.lineWidth = 1.5;
+    line(context, path);
+    const [x, y] = path[path.length - 1];
+    context.fillStyle = context.strokeStyle;
+    context.textAlign = "left";
+    context.fillText("B", x + 5, y + 4);
+    context.restore();
   }
 
   fillUnder(context, path, base, colour) {
@@ -1547,7 +1622,7 @@ class View {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", retheme, { signal });
     this.handlers = {
       selection: () => this.selectionFromModel(), step: () => this.stepFromModel(), mode: () => this.setMode(this.model.get("mode")),
-      language: () => this.rebuild(), theme: retheme, revision: () => this.refresh(),
+      language: () => this.rebuild(), theme: retheme, revision: () => this.refresh(), overlay: () => this.timeline?.redraw(),
     };
     for (const [key, f] of Object.entries(this.handlers)) this.model.on(`change:${key}`, f);
   }
@@ -1885,6 +1960,8 @@ class View {
     if (!this.ready || this.abort.signal.aborted) return;
     const frame = this.frames.want(this.step) ?? this.frames.nearest(this.step);
     this.timeline?.update(frame?.step ?? this.step);
+    this.onframe?.(); // for a page that shows the same step and patch in its own way
+    if (this.covered) return; // the timeline alone is in sight
     if (!frame) return this.stage.drawLayers(this.pinned, []);
     const query = this.hovered ?? this.pinned, index = (query.image * frame.height + query.row) * frame.columns + query.col;
     const before = performance.now();
@@ -1974,4 +2051,11 @@ function render({ model, el, experimental }) {
   return () => view.close();
 }
 
-export default { render, seriesName, isScore };
+/** What a page that draws its own pictures takes from here; the words in the page's language. */
+const parts = {
+  Frames, Kernel, makeFrame, decodeTensors, toFloat32, pcaColours, bestMatches, colourCosines, colourDifferences, SEQUENTIAL, DIVERGING,
+  eventWords: (event, language) => eventWords(wordsOf(language), event),
+  stepWords: (step, language) => stepWords(wordsOf(language), step),
+};
+
+export default { render, seriesName, isScore, parts };
