@@ -19,6 +19,9 @@ LAB ?= runs/lab
 LAB_LIBRARY ?=
 SEEDS ?= 0
 
+# Benchmarks that read finished trainings, and what they share: not part of `make bench`.
+NEED_RUNS = $(patsubst %,benchmarks/%.py,cpu_% lab% objectives natural alternatives backbone diseases finished_runs onset onset_streams)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo pipeline lab test lint format types imports unit browser bench constraints clean
 
@@ -99,9 +102,9 @@ browser: setup
 	$(BIN)/python -m pytest -m browser
 
 bench: setup
-	@for script in $(filter-out benchmarks/cpu_%.py benchmarks/lab%.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out $(NEED_RUNS),$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	@echo "benchmarks/cpu_real.py and cpu_continue.py need finished trainings: see their headers. make lab is apart."
+	@echo "Other benchmarks need finished trainings: see their headers. make lab is apart."
 
 constraints: setup
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable; } > constraints.new

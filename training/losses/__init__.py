@@ -9,6 +9,7 @@ from training.losses.centering import softmax_center, update_center
 from training.losses.contrastive import clip_loss, info_nce_loss, nt_xent_loss
 from training.losses.cross_entropy import PrototypeLogits
 from training.losses.dino import dino_loss
+from training.losses.dse import dse_loss
 from training.losses.gram import gram_loss
 from training.losses.ibot import ibot_loss
 from training.losses.koleo import koleo_loss
@@ -18,6 +19,7 @@ __all__ = [
     "PrototypeLogits",
     "clip_loss",
     "dino_loss",
+    "dse_loss",
     "gram_loss",
     "ibot_loss",
     "info_nce_loss",

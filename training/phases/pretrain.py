@@ -20,6 +20,7 @@ from training.heads import HeadConfig, ProjectionHead
 from training.losses import (
     PrototypeLogits,
     dino_loss,
+    dse_loss,
     ibot_loss,
     koleo_loss,
     sinkhorn_knopp,
@@ -53,6 +54,8 @@ class PretrainConfig:
     koleo_weight: float = 0.1
     koleo_group: int | None = None
     """Samples among which the nearest neighbour is sought; None: the whole batch."""
+    dse_weight: float = 0.0
+    """Weight of the DSE regulariser on the student's patches, an alternative to Gram anchoring; 0: off."""
     centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
     student_temperature: float = 0.1
     teacher_temperature: Schedule = field(default_factory=lambda: constant(0.07))
@@ -67,7 +70,7 @@ class PretrainConfig:
                 f"PretrainConfig: student temperature and the levels of the teacher's schedule are {temperatures}; all "
                 "must be above 0. A warm-up begins at teacher_temperature.start."
             )
-        for name in ("dino_weight", "ibot_weight", "koleo_weight", "ibot_warmup_steps"):
+        for name in ("dino_weight", "ibot_weight", "koleo_weight", "dse_weight", "ibot_warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"PretrainConfig.{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.koleo_group is not None and self.koleo_group < 2:
@@ -219,6 +222,8 @@ class Pretrain:
         if views.masks is not None and patch_targets is not None:
             ibot = self._ibot(views.globals_.patches, views.masks, patch_targets)
             terms["ibot"] = Term(config.ibot_weight * self._ibot_ramp(step), ibot)
+        if config.dse_weight:
+            terms["dse"] = Term(config.dse_weight, self._dse(views.globals_.patches, crops))
         record = _assignment_statistics(targets)
         if config.stress.leak_weight:
             terms["leak"] = Term(config.stress.leak_weight, self._leak(views.globals_.patches, targets))
@@ -280,6 +285,11 @@ class Pretrain:
         head = self.student.ibot_head
         logits = PrototypeLogits(head.embed(patches[masks]), head.prototypes())
         return ibot_loss(logits, targets, masks.flatten(1), student_temperature=self.config.student_temperature)
+
+    def _dse(self, patches: Tensor, crops: int) -> Tensor:
+        """Mean DSE loss of the global crops, each with those of the same number; patches [G*B, H, W, D]."""
+        losses = [dse_loss(crop, generator=self.network_generator) for crop in patches.chunk(crops)]
+        return torch.stack(losses).mean()
 
     def _leak(self, patches: Tensor, targets: Tensor) -> Tensor:
         """The induced stress on the global crops; patches [G*B, H, W, D], targets [G*B, K]."""
