@@ -59,8 +59,10 @@ def dse(patches: Tensor, *, seed: int = 0) -> DSEParts:
 
     Compare them at the same B, grid and D only: all three depend on those. Groups of 8 images in their order, so
     shuffle a sorted set before; the images that remain make a smaller group. `seed` is that of k-means and of the
-    token order. All tokens equal gives 0, 0 and the least `dim`. Known failures: a label-free judge of clusters does not
-    know whether they are objects or positions, and under the lab's induced stress DSE rises (docs/alternatives.md).
+    token order. All tokens equal gives 0, 0 and the least `dim`.
+
+    Known failures: a judge of clusters without labels does not know whether they are objects or positions, and under
+    the lab's induced stress DSE rises (docs/alternatives.md).
     """
     with torch.no_grad():
         return dse_parts(patches, find_structure(patches, torch.Generator().manual_seed(seed)))
