@@ -1,11 +1,11 @@
-"""python -m workbench: `runs` lists runs, `doctor` judges one, `onset` looks for a peak, `export` hands weights on."""
+"""python -m workbench: `runs` lists runs, `doctor` judges one, `onset` finds peaks, `export` and `average` weights."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from workbench.model_card import LIBRARIES, Library
 from workbench.runs import Run, scan_runs
+
+if TYPE_CHECKING:
+    from workbench.export import Export
 
 _STYLES = {"live": "green", "ended": "cyan", "stopped": "yellow", "crashed": "red", "silent": "magenta"}
 _SCORES = {"patch k-NN": "dense/patch_knn", "mIoU": "dense/linear_miou", "k-NN": "global/knn"}
@@ -27,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if choice.command == "export":
             return export(choice.spec, choice.folder, choice.format, choice.overwrite)
+        if choice.command == "average":
+            return average(choice.specs, choice.folder, choice.overwrite)
         if choice.command == "doctor":
             from workbench.doctor.report import doctor
 
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,onset,export}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,onset,export,average}")
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
@@ -57,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     exports.add_argument("folder", metavar="FOLDER", help="where to; must be new or empty")
     exports.add_argument("--format", choices=LIBRARIES, default=LIBRARIES[0], help="(default: transformers)")
     exports.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    text = "Write the mean of the weights of several checkpoints as a folder for transformers, to load as hf:FOLDER."
+    averages = commands.add_parser("average", help="write the mean weights of several checkpoints", description=text)
+    averages.add_argument(
+        "specs", metavar="SPEC", nargs="+", help="as for export; run:PATH@step=A,B,C stands for three"
+    )
+    averages.add_argument("folder", metavar="FOLDER", help="where to; must be new or empty")
+    averages.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
     return parser
 
 
@@ -64,7 +76,17 @@ def export(spec: str, folder: str, library: Library, overwrite: bool) -> int:
     """Export the network of `spec`; print the folder, and a line for each thing that could not go with it."""
     from workbench.export import export_backbone
 
-    written = export_backbone(spec, folder, library=library, overwrite=overwrite)
+    return _report(export_backbone(spec, folder, library=library, overwrite=overwrite), library)
+
+
+def average(specs: Sequence[str], folder: str, overwrite: bool) -> int:
+    """Write the mean of the weights of `specs`; print as `export` does."""
+    from workbench.average import average_backbones
+
+    return _report(average_backbones(specs, folder, overwrite=overwrite), LIBRARIES[0])
+
+
+def _report(written: Export, library: Library) -> int:
     console = Console()
     console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
     for note in written.left_out:

@@ -54,8 +54,7 @@ def export_backbone(
     """
     if library not in LIBRARIES:
         raise ValueError(f"format {library!r} is unknown; use one of {', '.join(LIBRARIES)}.")
-    target = Path(folder).resolve()
-    _check_target(target, overwrite)
+    check_target(Path(folder).resolve(), overwrite)
     network = load_backbone(spec)
     if not isinstance(network, VisionTransformer | ConvNeXt):
         raise ValueError(
@@ -63,7 +62,20 @@ def export_backbone(
             "Export a run, or DINOv3 weights (dinov3:ARCH:PATH, hf:FOLDER)."
         )
     origin, title = origin_of(spec)
-    left_out = _left_out(network, library)
+    return write_export(network, folder, origin, title, library=library, overwrite=overwrite)
+
+
+def write_export(
+    network: Network,
+    folder: str | Path,
+    origin: Origin,
+    title: str,
+    *,
+    library: Library = "transformers",
+    overwrite: bool = False,
+) -> Export:
+    """Write `network` as `export_backbone` does, with a card that says its `origin` under `title` (foreign text)."""
+    target, left_out = Path(folder).resolve(), _left_out(network, library)
     files = _transformers_files(network, origin) if library == "transformers" else _timm_files(network, origin)
     code = _transformers_code(network) if library == "transformers" else _timm_code(network)
     architecture = {"class": architecture_of(network)["class"]} | network.config.to_dict()
@@ -228,7 +240,8 @@ def _write_file(path: Path, content: bytes | dict[str, Tensor]) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Raise ValueError where an export may not be written: see `export_backbone`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an export needs a folder of its own.")
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -258,7 +271,7 @@ def _write_folder(folder: Path, files: Files, overwrite: bool) -> None:
     try:
         for name, content in files.items():
             _write_file(fresh / name, content)
-        _check_target(folder, overwrite)  # again: writing takes a while, and what came in meanwhile is not ours
+        check_target(folder, overwrite)  # again: writing takes a while, and what came in meanwhile is not ours
         if folder.exists():
             os.rename(folder, old)
         try:
