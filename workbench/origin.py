@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.analysis.health import ERROR_SUFFIX
+from workbench.backbones.load import DEMO_FOLDER
 from workbench.images import IMAGENET_MEAN, IMAGENET_STD
 from workbench.model_card import DINOV3_TERMS, RUN_TERMS, STARTED_FROM_DINOV3_TERMS, Origin
 from workbench.run_layout import parse_json
@@ -26,7 +27,7 @@ def origin_of(spec: str) -> tuple[Origin, str]:
         arch, _, path = rest.partition(":")
         facts = {"weights": f"DINOv3 {arch}, official checkpoint", "file": Path(path).name}
         return Origin(facts=facts, terms=DINOV3_TERMS, notes=[SATELLITE]), f"DINOv3 {arch}"
-    folder = Path(rest)
+    folder = DEMO_FOLDER if kind == "demo" else Path(rest)
     found = _statistics(_read(folder / "preprocessor_config.json"), "image_mean", "image_std")
     facts = {"weights": "a folder in the layout of transformers", "folder": folder.name}
     return Origin(facts=facts, **_input(found)), folder.name

@@ -511,3 +511,14 @@ def test_a_key_bias_that_the_config_does_not_know_is_refused(tmp_path: Path) -> 
     assert "layer.0.attention.k_proj.bias" in load_file(tmp_path / "out" / "model.safetensors")
     with pytest.raises(ValueError, match=r"Unexpected key(.|\n)*k_proj\.bias"):
         load_backbone(f"hf:{tmp_path / 'out'}")
+
+
+def test_the_card_of_the_backbone_in_the_box_reads_its_own_folder(tmp_path: Path, monkeypatch) -> None:
+    foreign = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.1, 0.1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(foreign))
+    monkeypatch.chdir(tmp_path)
+    export_backbone("demo", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "0.485, 0.456, 0.406" in card
+    assert "0.5, 0.5, 0.5" not in card
+    assert "| folder | demo |" in card
