@@ -61,8 +61,9 @@ def dse(patches: Tensor, *, seed: int = 0) -> DSEParts:
     shuffle a sorted set before; the images that remain make a smaller group. `seed` is that of k-means and of the
     token order. All tokens equal gives 0, 0 and the least `dim`.
 
-    Known failures: a judge of clusters without labels does not know whether they are objects or positions, and under
-    the lab's induced stress DSE rises (docs/alternatives.md).
+    Known failures: a judge of clusters without labels does not know whether they are objects or positions; under the
+    lab's induced stress DSE rises or hardly moves, by grid and lambda (docs/alternatives.md). M_inter depends on where
+    k-means starts: by some hundredths on 64 images, by a tenth on 8.
     """
     with torch.no_grad():
         return dse_parts(patches, find_structure(patches, torch.Generator().manual_seed(seed)))
