@@ -169,9 +169,10 @@ def write_card(folder: Path, plan: EvaluationPlan, page: str) -> None:
         "## What it is worth\n\n" + page,
         "## What it was trained on\n\nScenes drawn from a pack of cut-outs and backgrounds; none is part of these "
         "files. Pictures whose rights are unclear or not itemised took no part.\n\n" + "\n".join(licences(plan.known)),
-        "## What it is not for\n\nIt is half a million parameters and a few minutes of CPU: a first look at the "
-        "workbench without any download. It knows colours, textures and outlines of a few hundred drawn objects. "
-        "Compare nothing with it but its own step 0.",
+        "## What it is not for\n\nIt is half a million parameters and half an hour of CPU: a first look at the "
+        "workbench without any download. It knows colours, textures and outlines of some two hundred cut-outs; for "
+        "patches of things that it never saw it is no better than raw pixels. Compare nothing with it but its own "
+        "step 0.",
         "## Licence\n\nThe weights are offered under the Apache License 2.0, as this repository.",
     ]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
