@@ -6,6 +6,7 @@ at that step, so that nothing warms up or ends twice; Gram anchoring is added (D
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -49,14 +50,17 @@ class ForkArguments:
 
 
 def main(words: list[str]) -> int:
-    """Start the fork, or resume it: the same command again continues, and then needs nothing of the parent."""
+    """Start the fork, or resume it: the same command again continues, and then needs nothing of the parent.
+
+    Another parent, step, teacher, … than those of the run that is already there is a mistake, told by name.
+    """
     arguments = tyro.cli(ForkArguments, args=words, prog="python -m training fork", description=__doc__)
     folder = arguments.run or beside(arguments.parent)
     try:
         from training.launch import launch  # torch networks and data are only needed from here on
 
         if (folder / RUN_FILE).exists():
-            return launch(read_config(Run(folder)), folder)
+            return launch(_same(Run(folder), arguments), folder)
         config = anchored(Run(arguments.parent), arguments)
         return launch(config, folder)
     except (ValueError, OSError) as error:
@@ -105,7 +109,6 @@ def anchored(run: Run, arguments: ForkArguments) -> TrainConfig:
         raise ValueError(f"{run.path} keeps no resume checkpoint of step {step}; nearest {nearest}, kept: {listed}.")
     return replace(
         parent,
-        recipe=parent.recipe,
         seed=parent.seed + 100 if arguments.seed is None else arguments.seed,
         batch=replace(parent.batch, seed=0),
         objective=_still(
@@ -125,6 +128,27 @@ def anchored(run: Run, arguments: ForkArguments) -> TrainConfig:
             on_degradation="warn" if parent.loop.on_degradation == "fork" else parent.loop.on_degradation,
         ),
     )
+
+
+def _same(run: Run, asked: ForkArguments) -> TrainConfig:
+    """The config of the fork `run`. Raises ValueError when `asked` says otherwise, or when it is no such fork."""
+    config = read_config(run)
+    match = re.fullmatch(r"run:(.+)@step=(\d+)", config.start.fork, re.DOTALL)
+    if match is None or not isinstance(config.objective, AnchorConfig):
+        raise ValueError(f"{run.path} is a run, and no fork with Gram anchoring; give the new one another --run.")
+    gram = config.objective.gram
+    there = {
+        "parent": Path(match[1]).resolve(), "step": int(match[2]), "teacher": gram.teacher, "weight": gram.weight.peak,
+        "steps": config.loop.steps, "seed": config.seed,
+    }  # fmt: skip
+    wanted = {item.name: getattr(asked, item.name) for item in fields(asked) if item.name in there}
+    wanted["parent"] = asked.parent.resolve()
+    unasked = {item.name: item.default for item in fields(asked)}
+    other = [name for name, value in wanted.items() if value != unasked[name] and value != there[name]]
+    if other:
+        shown = ", ".join(f"{name} {there[name]} there, {wanted[name]} asked for" for name in other)
+        raise ValueError(f"{run.path} is another fork ({shown}). Give the new one another --run NAME.")
+    return config
 
 
 def _still(objective: PretrainConfig, step: int, gram: GramConfig) -> AnchorConfig:

@@ -123,6 +123,26 @@ def test_one_command_forks_any_self_distillation_run_with_gram_and_resumes_witho
     assert all(row["loss/gram"] >= 0 for row in run.metrics()[0])
     parent.rename(tmp_path / "gone")
     assert fork([*words, "--steps", "3"]) == 0, "a finished run answers at once"
+    assert fork([str(parent), "--run", str(child)]) == 0, "what is not said is as it was"
+
+
+def test_another_fork_into_the_same_folder_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    parent, child = tmp_path / "parent", tmp_path / "parent-gram"
+    assert launch(config(steps=3), parent) == 0
+    assert fork([str(parent), "--weight", "5", "--steps", "2"]) == 0
+    before = {path: path.read_bytes() for path in child.rglob("*") if path.is_file() and path.name != ".lock"}
+    for words, told in (
+        (["--weight", "7"], "weight 5.0 there, 7.0 asked for"),
+        (["--step", "2"], "step 3 there, 2 asked for"),
+        (["--teacher", f"run:{parent}@step=1"], "teacher fork there"),
+    ):
+        assert fork([str(parent), *words]) == 2
+        assert told in capsys.readouterr().err
+    assert fork([str(tmp_path / "other"), "--run", str(child)]) == 2
+    assert "is another fork (parent" in capsys.readouterr().err
+    assert fork([str(child), "--run", str(parent)]) == 2
+    assert "no fork with Gram anchoring" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in child.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_a_fork_that_cannot_be_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
