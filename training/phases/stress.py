@@ -21,8 +21,9 @@ class StressConfig:
     """The induced degradation "leak": a few patch tokens of each global crop must also predict the crop's CLS target.
 
     Off by default. A patch that is asked for the prototypes of the whole image gives up what tells it from its
-    neighbours: patches drift to the class token, near and far alike, while the DINO loss goes on falling. That is the
-    look of the published degradation from a cause that is known and can be switched off.
+    neighbours: patches drift to the class token, near and far alike. The cause is known and can be switched off. What
+    it leaves unlike the published degradation: image-level scores fall too, and the DINO loss rises
+    (docs/degradation-lab.md).
     """
 
     leak_weight: float = 0.0
