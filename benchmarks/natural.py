@@ -16,6 +16,7 @@ from typing import Any
 
 import tyro
 from finished_runs import DOCS, INK, plt
+from matplotlib.ticker import NullLocator
 
 from training.config import as_tree, differences
 from training.recipes import RECIPES
@@ -28,6 +29,7 @@ SCORES = {
     "global/knn": "global k-NN",
     "health/within_variance": "within-image variance",
 }
+TICKS = (0.4, 0.6, 0.8, 1, 1.5, 2, 3)
 COLOURS = ("#0d9488", "#7c3aed", "#d97706", "#64748b")
 SHOWN_FIELDS = ("optim.", "objective.", "augment.", "loop.steps", "data.count", "data.skip")
 """Fields whose difference from the recipe is worth telling; cadence is not."""
@@ -99,10 +101,12 @@ def option(line: str) -> str:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """A panel a run, every score relative to its own value at step 0."""
+    """A panel a run, every score relative to its own value at step 0, on one logarithmic scale for all."""
     columns = 4
     lines = -(-len(runs) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(13, 2.5 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(13, 2.5 * lines), squeeze=False, sharey=True, layout="constrained"
+    )
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     for axis, run in zip(axes.flat, runs, strict=False):
@@ -113,6 +117,9 @@ def draw(runs: list[Run], path: Path) -> None:
         axis.axhline(1, color="#cbd5e1", linewidth=0.8)
         axis.set_title(run.path.name, loc="left", color=INK, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], minor=False)
+    axes[0, 0].yaxis.set_minor_locator(NullLocator())
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110)
 
