@@ -35,12 +35,13 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** Value ± error at each step of `own`: [low, high], null where there is no error. */
-export function band(own, errors) {
+/** Value ± error at each step of `own`: [low, high], null where there is no error; that of a share stays in [0, 1]. */
+export function band(own, errors, isFraction) {
+  const kept = (value) => (isFraction ? Math.min(1, Math.max(0, value)) : value);
   const of = new Map(errors.step.map((step, i) => [step, errors.value[i]]));
   const at = (sign) => own.value.map((value, i) => {
     const error = of.get(own.step[i]);
-    return value == null || error == null ? null : value + sign * error;
+    return value == null || error == null ? null : kept(value + sign * error);
   });
   return [at(-1), at(1)];
 }
@@ -115,7 +116,7 @@ class Card {
     const fit = (values) => (this.isLog() ? values.map((y) => (y > 0 ? y : null)) : values);
     const raw = fit(columns.value);
     const lines = [this.xs(columns, other), raw, smooth(raw, this.smoothing)];
-    return errors ? [...lines, ...band(columns, errors).map(fit)] : lines;
+    return errors ? [...lines, ...band(columns, errors, this.isFraction).map(fit)] : lines;
   }
 
   /** For each run on this chart: its columns, its standard errors (or none), and whether it is the other one. */

@@ -35,7 +35,7 @@ class Side {
 
   /** How many findings ask for attention. */
   get count() {
-    return (this.found ?? []).filter(({ level }) => level !== 'info').length;
+    return (this.found ?? []).filter(({ level }) => ['warn', 'error'].includes(level)).length;
   }
 
   /** Anew where something changed; the focus stays on what had it. */
@@ -121,7 +121,7 @@ class Side {
     }
     evidence.append(...steps.slice(0, 6).map((step) => this.stepButton(step)));
     if (evidence.childNodes.length) box.append(evidence);
-    if (fix[language]) box.append(this.fix(fix[language], `${rule} ${place}`));
+    if (fix[language] && level !== 'fine') box.append(this.fix(fix[language], `${rule} ${place}`));
     const origin = [source && this.words('findings.source', { source }), rule].filter(Boolean).join(' · ');
     box.append(element('p', 'mon-source', origin));
     return box;

@@ -1318,12 +1318,14 @@ class Timeline {
     if (!second) this.drawPeak(context, points, path, colour);
   }
 
-  /** [step, value - error, value + error] where the series has standard errors. */
+  /** [step, value - error, value + error] where the series has standard errors; that of a share stays in [0, 1]. */
   band(name, points) {
     const errors = this.view.summary.series[name + ERROR];
     if (!errors) return [];
     const of = new Map(errors.step.map((step, i) => [step, errors.value[i]]));
-    return points.filter(([step]) => Number.isFinite(of.get(step))).map(([step, value]) => [step, value - of.get(step), value + of.get(step)]);
+    const kept = (value) => (isScore(name) ? Math.min(1, Math.max(0, value)) : value);
+    return points.filter(([step]) => Number.isFinite(of.get(step)))
+      .map(([step, value]) => [step, kept(value - of.get(step)), kept(value + of.get(step))]);
   }
 
   fillBand(context, band, colour) {
