@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
+from workbench.plain_files import open_plain
 from workbench.run_layout import LOCK_FILE, TEMPORARY_PREFIX
 
 OWNER_BYTES = 200
@@ -78,25 +79,6 @@ def sweep_temporary(folder: Path) -> int:
         else:
             entry.unlink(missing_ok=True)
     return len(stale)
-
-
-def open_plain(path: Path, flags: int) -> int:
-    """A descriptor of the regular file `path`, opened with `flags` and without ever waiting; the caller closes it.
-
-    A run may come from somebody else: a symbolic link in it could point at any file of the reader. Raises ValueError
-    for a symbolic link, a pipe, a socket or a device, OSError for what else goes wrong.
-    """
-    refusal = f"{path} is no regular file but a link, a pipe or a device; delete it if this run is yours."
-    try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads, or a socket
-            raise ValueError(refusal) from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(refusal)
-    return descriptor
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workbench.plain_files import read_plain
+
 FORMAT_VERSION = 1
 
 RUN_FILE = "run.json"
@@ -113,9 +115,7 @@ def read_tail(path: Path, after_byte: int = 0) -> Tail:
         raise ValueError(f"after_byte is {after_byte}; it is 0 or a next_byte returned earlier.")
     start = max(after_byte - 1, 0)
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read()
+        data = read_plain(path, start)
     except FileNotFoundError:
         return Tail([], 0, [])
     if after_byte and data[:1] != b"\n":
@@ -138,9 +138,11 @@ class RunNotFoundError(FileNotFoundError, ValueError):
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises ValueError naming the file when it is absent or something else."""
     try:
-        value = parse_json(path.read_bytes())
+        content = read_plain(path)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}.") from None
+    try:
+        value = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
     if not isinstance(value, dict):

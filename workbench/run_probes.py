@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from workbench.plain_files import read_plain
 from workbench.run_files import sync_folder, temporary_path
 from workbench.run_layout import parse_json
 
@@ -115,7 +116,7 @@ def _description(probes: ProbeSet) -> dict[str, Any]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        about = parse_json(path.read_bytes())
+        about = parse_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     whole = ("count", "height", "width", "patch_size")
@@ -145,7 +146,7 @@ def _read_png(path: Path, mode: str, height: int, width: int) -> np.ndarray:
     if max(height, width) > LARGEST_SIDE:
         raise ValueError(f"{path.parent / PROBES_FILE} says {height} x {width} pixels; at most {LARGEST_SIDE} a side.")
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(read_plain(path)), formats=["PNG"]) as image:
             if image.size != (width, height) or image.mode != mode:
                 raise ValueError(f"it is {image.mode} {image.size}, expected {mode} {(width, height)}")
             return np.asarray(image)

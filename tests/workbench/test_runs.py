@@ -458,6 +458,49 @@ def test_asking_who_writes_reads_little_and_never_waits(tmp_path: Path) -> None:
 # --- mistakes and malice --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "link"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("run.json", lambda run: Run(run.path)),
+        ("config.json", lambda run: run.config),
+        ("events.jsonl", lambda run: run.status()),
+        ("metrics.jsonl", lambda run: run.metrics()),
+        ("probes/images/probes.json", lambda run: run.probe_images()),
+        ("probes/images/001.png", lambda run: run.probe_images()),
+        ("probes/step-000000.safetensors", lambda run: run.probe_features(0)),
+        ("backbones/teacher/step-000000.safetensors", lambda run: run.backbone()),
+        ("backbones/teacher/architecture.json", lambda run: run.architecture()),
+    ],
+)
+def test_a_reader_follows_no_link_and_waits_for_no_pipe(writer: RunWriter, name: str, kind: str, read) -> None:
+    """Whoever hands on a run could otherwise stop a server that lists it, or show files of the reader's own."""
+    network = small_network()
+    writer.backbone("teacher", 0, architecture_of(network), network.state_dict())
+    writer.probe_images(torch.zeros(2, 3, 16, 24, dtype=torch.uint8), patch_size=8)
+    writer.probe_features(0, small_features())
+    writer.metrics(0, 0.0, {"loss/total": 1.0})
+    writer.event(0, "info", "finished", "done")
+    writer.close()
+    run, path = Run(writer.path), writer.path / name
+    read(run)
+    content = path.read_bytes()
+    path.unlink()
+    (writer.path.parent / "elsewhere").write_bytes(content)
+    target = "/dev/zero" if kind == "zeros" else writer.path.parent / "elsewhere"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(target)
+    with pytest.raises(ValueError, match=r"no regular file|not a run|no probe features"):
+        read(run)
+
+
+def test_a_file_beyond_all_measure_is_not_read_into_memory(writer: RunWriter) -> None:
+    writer.metrics(0, 0.0, {"loss/total": 1.0})
+    os.truncate(writer.path / "metrics.jsonl", 1 << 40)  # sparse: it takes no room on the disk
+    with pytest.raises(ValueError, match="at most"):
+        Run(writer.path).metrics()
+
+
 def test_missing_folders_and_folders_that_are_no_runs(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match="no run folder"):
         Run(tmp_path / "nowhere")

@@ -17,7 +17,8 @@ from workbench.doctor.case import Case, Machine
 from workbench.doctor.crops import SPECS
 from workbench.doctor.gram import named_step
 from workbench.doctor.tree import text_at, value_at
-from workbench.run_files import is_locked, open_plain
+from workbench.plain_files import open_plain
+from workbench.run_files import is_locked
 from workbench.run_layout import (
     ARCHITECTURE_FILE,
     BACKBONES_FOLDER,
@@ -143,6 +144,7 @@ def run_case(run: Run, *, follow: bool = False) -> Case:
         evaluations=[row for row in evaluations.rows if row.get("backbone") == role],
         events=events.rows,
         probe_steps=probes,
+        can_fork=run.can_fork,
         weight_steps=weights,
         snapshot_bytes=sum(_newest_bytes(folder, steps) for folder, steps in _folders(run, backbone, weights, probes)),
         architecture=architecture,
