@@ -19,6 +19,10 @@ PACK = ("--data.classes", "14", "--data.backgrounds", "15")
 """Of a pack, as many classes and backgrounds as `cpu_real` takes."""
 
 
+BUILTIN = {"train-scenes": 250, "test-scenes": 300, "bank": 600, "queries": 400, "patches-per-class": 400}
+"""Sizes of the evaluation on the built-in scenes, whose classes (shapes) are harder to tell than those of a pack."""
+
+
 class Arm(NamedTuple):
     """One run of a chain."""
 
@@ -87,7 +91,10 @@ class Lab:
         phase = "anchor" if arm.recipe.endswith("_gram") else "pretrain"
         words = [sys.executable, "-m", "training", phase, arm.recipe, "--run", str(self.path(name, seed))]
         words += ["--seed", str(seed + arm.shift), "--loop.steps", str(self.steps(name))]
-        words += ["--data.library", self.library, *PACK] if self.library else []
+        if self.library:
+            words += ["--data.library", self.library, *PACK]
+        else:
+            words += [word for name, size in BUILTIN.items() for word in (f"--evaluation.suite.{name}", str(size))]
         if arm.parent:
             words += ["--start.fork", f"run:{self.path(arm.parent, seed)}@step={self.parent_step(name)}"]
         if phase == "anchor":
@@ -114,8 +121,6 @@ class Lab:
 
     def first_alarm(self, seed: int) -> Any:
         """The detector's verdict at the first evaluation that makes it say "peaked", blind to later ones; or None."""
-        if onset is None:
-            return None
         rows = self.stream(seed)
         verdicts = (onset(rows[: count + 1], OnsetConfig()) for count in range(len(rows)))
         return next((verdict for verdict in verdicts if verdict.state == "peaked"), None)
@@ -131,12 +136,13 @@ class Lab:
         for stage in STAGES:
             commands = [self.command(name, seed) for seed in self.seeds for name in stage]
             with ThreadPoolExecutor(jobs) as pool:
-                codes = list(pool.map(_run, commands))
+                codes = list(pool.map(run_command, commands))
             if failed := [" ".join(words) for words, code in zip(commands, codes, strict=True) if code]:
                 raise SystemExit(f"{failed[0]} failed; the lines above say why. Run the lab again to go on.")
 
 
-def _run(words: list[str]) -> int:
+def run_command(words: list[str]) -> int:
+    """Run a command of `Lab.command` on one thread; its exit code."""
     print(f"+ {' '.join(words[1:])}", flush=True)
     threads = {"OMP_NUM_THREADS": "1"}
     return subprocess.run(words, env=os.environ | threads, stdout=subprocess.DEVNULL).returncode

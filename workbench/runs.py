@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workbench.backbones.architecture import config_from_architecture, network_with_weights
 from workbench.features import Backbone, Features
+from workbench.plain_files import check_plain, read_plain
 from workbench.run_files import is_locked
 from workbench.run_layout import (
     ARCHITECTURE_FILE,
@@ -25,6 +26,7 @@ from workbench.run_layout import (
     METRICS_FILE,
     PROBE_IMAGES_FOLDER,
     PROBES_FOLDER,
+    RESUME_FOLDER,
     ROLE,
     RUN_FILE,
     RunNotFoundError,
@@ -40,6 +42,7 @@ from workbench.run_writer import RunWriter
 
 __all__ = [
     "FORMAT_VERSION",
+    "RECORDED_RUNS",
     "ProbeSet",
     "Run",
     "RunListing",
@@ -52,6 +55,8 @@ __all__ = [
     "scan_runs",
 ]
 
+RECORDED_RUNS = Path(__file__).resolve().parent / "recorded"
+"""Finished runs that ship with the workbench, to look at before there are any of one's own."""
 SILENCE = 120.0
 """Seconds without a record after which a run whose writer cannot be asked counts as silent."""
 
@@ -99,6 +104,11 @@ class Run:
         """{"run": name, "step": int} of the run this one started from, or None."""
         parent = self.info.get("parent")
         return parent if isinstance(parent, dict) else None
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether there are resume checkpoints, which training goes on or forks from; a copy often comes without."""
+        return (self.path / RESUME_FOLDER).is_dir()
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -163,7 +173,7 @@ class Run:
 
     def probe_bytes(self, step: int) -> bytes:
         """The safetensors file of the probe features at `step`, to hand on as it is."""
-        return self._probe_path(step).read_bytes()
+        return read_plain(self._probe_path(step))
 
     def probe_images(self) -> ProbeSet:
         """The fixed probe images with masks, captions and class names where known."""
@@ -188,6 +198,11 @@ class Run:
             return network_with_weights(config, _load_tensors(path))
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} does not fit {ARCHITECTURE_FILE} beside it: {error}") from None
+
+    def weights_bytes(self, step: int) -> int | None:
+        """Size of the main backbone's file at `step`; None when there is none."""
+        path = self._backbone_folder(None) / step_file(step)
+        return path.stat().st_size if path.is_file() else None
 
     def age(self, now: float | None = None) -> float | None:
         """Seconds since the last record or snapshot line was appended, None when there is none.
@@ -297,6 +312,7 @@ def load_run_backbone(spec: str) -> Backbone:
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_plain(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
