@@ -9,10 +9,18 @@ from pathlib import Path
 
 from finished_runs import SHOWN
 from lab_chain import ARMS, Lab
-from lab_scores import DRAWS, MOMENTS, SIZES, Scores, estimate, recovered, step_of
+from lab_scores import DRAWS, MOMENTS, SIZES, Estimate, Scores, estimate, recovered, step_of
 
 PATCH, MIOU, GLOBAL, WITHIN = "dense/patch_knn", "dense/linear_miou", "global/knn", "health/within_variance"
 COLUMNS = SHOWN | {WITHIN: "within-image variance", "health/cls_patch_cosine": "cos(CLS, patch)"}
+MET, OPEN, MISSED = "**Met.**", "**Not told apart** (within two standard errors).", "**Missed.**"
+WORST_FIRST = (MISSED, OPEN, MET)
+CHOSEN = {
+    True: "The weight of the stress was chosen on a pack of cut-outs and not changed for these scenes.",
+    False: "The weight of the stress was raised from 2 to 10 after 2 had missed the goal below on these seeds and "
+    "scenes ([log](log.md)): the size of the drop is chosen, not found.",
+}
+"""By whether the scenes are the built-in ones."""
 INTRODUCTION = """\
 Three things are kept apart here. **Published**: in long trainings of large models dense features peak and then decline
 while image-level scores still rise, and Gram anchoring brings them back (DINOv3, arXiv 2508.10104, section 4; a like
@@ -64,7 +72,8 @@ def setting(lab: Lab) -> str:
         f"{sum(seconds) / len(lab.seeds) / 60:.0f} minutes, added up.\n\n"
         f"Scores are those of the EMA teacher on {DRAWS} independent draws of {SIZES['test_scenes']} new scenes and "
         f"{SIZES['queries']} new single-object images of known identities, which no training saw. Mean ± standard "
-        f"error over {over}; differences are paired by seed. With few seeds a standard error is itself rough."
+        f"error over {over}; differences are paired by seed. With few seeds a standard error is itself rough. "
+        f"{CHOSEN[data['library'] == 'builtin']}"
     )
 
 
@@ -96,7 +105,7 @@ def anchor_line(scores: dict[int, Scores]) -> str:
     gains = {key: estimate(scores, key, "healthy", "random") for key in (PATCH, MIOU)}
     words = [f"{SHOWN[key]} {gain} ({_seeds(gain.seeds)})" for key, gain in gains.items()]
     return (
-        f"- {_met(all(min(g.seeds) > 0 for g in gains.values()))} The anchor beats its own step 0: {', '.join(words)}."
+        f"- {min(map(_clear, gains.values()), key=WORST_FIRST.index)} The anchor beats its step 0: {', '.join(words)}."
     )
 
 
@@ -123,21 +132,22 @@ def recovery_line(scores: dict[int, Scores]) -> str:
 
 def against_line(scores: dict[int, Scores], other: str, name: str) -> str:
     ahead, iou = estimate(scores, PATCH, "cured", other), estimate(scores, MIOU, "cured", other)
-    clear = "" if abs(ahead.mean) >= 2 * ahead.error else ", which is no clear difference"
     return (
-        f"- {_met(ahead.mean >= 0)} The advised teacher is at least as good as {name}: patch k-NN {ahead} "
-        f"({_seeds(ahead.seeds)}){clear}, mIoU {iou}. The other arm recovers "
+        f"- {_clear(ahead)} The advised teacher is better than {name}: patch k-NN {ahead} "
+        f"({_seeds(ahead.seeds)}), mIoU {iou}. The other arm recovers "
         f"{share(recovered(scores, PATCH, other))}."
     )
 
 
 def global_line(scores: dict[int, Scores]) -> str:
     stressed, control = estimate(scores, GLOBAL, "sick", "healthy"), estimate(scores, GLOBAL, "control", "healthy")
-    rising = stressed.mean > 0
-    return (
-        f"- Image level: global k-NN moved by {stressed} under stress and by {control} in the control. So this induced "
-        f"decline does {'' if rising else '**not** '}show image-level scores that rise while dense ones fall."
-    )
+    said = {
+        MET: "So image-level scores rise here while dense ones fall.",
+        MISSED: "So image-level scores fall here too: that is unlike the published decline.",
+        OPEN: "So image-level scores neither rise nor fall beyond their error while dense ones fall.",
+    }
+    moved = f"global k-NN moved by {stressed} under stress and by {control} in the control"
+    return f"- Image level: {moved}. {said[_clear(stressed)]}"
 
 
 def detector(lab: Lab) -> str:
@@ -191,4 +201,11 @@ def _seeds(values: Sequence[float]) -> str:
 
 
 def _met(good: bool) -> str:
-    return "**Met.**" if good else "**Missed.**"
+    return MET if good else MISSED
+
+
+def _clear(gain: Estimate) -> str:
+    """Met or missed where the gain is two standard errors from 0, else open."""
+    if abs(gain.mean) < 2 * gain.error:
+        return OPEN
+    return _met(gain.mean > 0)

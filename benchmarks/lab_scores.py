@@ -1,4 +1,4 @@
-"""The lab's scores: every arm's teacher on scenes that neither a training nor a choice has seen, paired over seeds."""
+"""The lab's scores: every arm's teacher on scenes that no training has seen, paired over seeds."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def measure(lab: Lab) -> dict[int, Scores]:
     path = lab.folder / CACHE
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for seed in lab.seeds:
-        created = {name: lab.run(name, seed).info["created"] for name in ARMS}
-        if known.get(str(seed), {}).get("created") != created:
-            known[str(seed)] = {"created": created, "scores": _measure_one(lab, seed)}
+        made_from = {name: lab.run(name, seed).info["created"] for name in ARMS} | {"draws": DRAWS, **SIZES}
+        if known.get(str(seed), {}).get("made_from") != made_from:
+            known[str(seed)] = {"made_from": made_from, "scores": _measure_one(lab, seed)}
             path.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return {seed: known[str(seed)]["scores"] for seed in lab.seeds}
 

@@ -31,8 +31,8 @@ SCORES = {
 }
 TICKS = (0.4, 0.6, 0.8, 1, 1.5, 2, 3)
 COLOURS = ("#0d9488", "#7c3aed", "#d97706", "#64748b")
-SHOWN_FIELDS = ("optim.", "objective.", "augment.", "loop.steps", "data.count", "data.skip")
-"""Fields whose difference from the recipe is worth telling; cadence is not."""
+SHOWN_FIELDS = ("optim.", "objective.", "augment.", "loop.steps", "loop.evaluate_every", "data.count", "data.skip")
+"""Fields whose difference from the recipe is worth telling."""
 
 
 def main(runs: tuple[Path, ...], /, docs: Path = DOCS) -> None:
