@@ -44,7 +44,13 @@ class Server(uvicorn.Server):
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m apps", description="See runs in the browser while they train.")
     parser.add_argument(
-        "--runs", type=Path, required=True, help="folder whose sub-folders are runs (may not exist yet)"
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="folder whose sub-folders are runs (default: %(default)s; may not exist yet)",
+    )
+    parser.add_argument(
+        "--no-recorded", action="store_true", help="leave out the recorded examples that ship with the workbench"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve at (default: %(default)s, this machine only)"
@@ -129,7 +135,13 @@ def serve(options: argparse.Namespace, bound: socket.socket) -> int:
     if options.open:
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
     closing = threading.Event()
-    app, starter = make_server_app(options.runs, host=options.host, token=options.token, closing=closing.is_set)
+    app, starter = make_server_app(
+        options.runs,
+        host=options.host,
+        token=options.token,
+        closing=closing.is_set,
+        recorded=not options.no_recorded,
+    )
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     server = Server(config, closing)
     threading.Thread(target=stop_when_failed, args=(starter, server), daemon=True).start()

@@ -18,6 +18,7 @@ from apps.feed import POLL_SECONDS, Cursor, RunFeed
 from apps.findings import FindingsCache
 from apps.joint import JointBasisCache
 from apps.listing import Listing
+from apps.verdicts import VerdictCache
 from workbench.runs import RunNotFoundError
 from workbench.views.encode import encode_features
 
@@ -54,6 +55,7 @@ class Routes:
         self.bases = BasisCache()
         self.joint_bases = JointBasisCache(self.bases)
         self.doctor = FindingsCache()
+        self.verdicts = VerdictCache()
         self.router = APIRouter(prefix="/api")
         add = self.router.add_api_route
         add("/runs", self.runs)
@@ -64,6 +66,7 @@ class Routes:
         add("/runs/{identity}/basis", self.basis)
         add("/runs/{identity}/basis/{other}", self.joint_basis)
         add("/runs/{identity}/findings", self.findings)
+        add("/runs/{identity}/diseases/{step}/{image}", self.diseases)
         add("/runs/{identity}/stream", self.stream)
 
     def runs(self) -> Response:
@@ -83,7 +86,7 @@ class Routes:
         with reading(identity):
             feed = self.listing.feed(identity)
             feed.refresh()
-            return fresh({"series": feed.series_columns(points=points), "cursor": str(feed.cursor)})
+            return fresh(feed.curves(points))
 
     def image(self, identity: str, index: int, v: str = "", if_none_match: Annotated[str, Header()] = "") -> Response:
         """One probe image as PNG, the pixels the backbone sees."""
@@ -99,7 +102,6 @@ class Routes:
         identity: str,
         step: int,
         dtype: Literal["int8", "float16"] = "int8",
-        v: str = "",
         if_none_match: Annotated[str, Header()] = "",
     ) -> Response:
         """Dense features of the probe images at one step, as safetensors bytes (docs/apps.md)."""
@@ -107,8 +109,9 @@ class Routes:
             feed = self.listing.feed(identity)
             if not 0 <= step <= MAX_STEP or step not in feed.run.probe_steps():
                 raise error(404, "step-gone", f"this run has no probe features at step {step}")
+            stamp = "-".join(map(str, feed.run.probe_stamp(step)))  # a resumed writer may write a step once more
             content = encode_features(feed.run.probe_features(step), dtype)
-        return lasting(content, BINARY, feed.version, v, f"{feed.version}-s{step}-{dtype}", if_none_match)
+        return lasting(content, BINARY, feed.version, "", f"{feed.version}-s{step}-{dtype}-{stamp}", if_none_match)
 
     def basis(self, identity: str) -> Response:
         """The PCA basis all steps share: safetensors bytes, and {"steps", "explained"} in the header X-Basis."""
@@ -134,6 +137,21 @@ class Routes:
             feed = self.listing.feed(identity)
             feed.refresh()
             return fresh(self.doctor.of(feed))
+
+    def diseases(self, identity: str, step: int, image: int, patch: str = "") -> Response:
+        """The four diseases on one probe image: pictures as safetensors bytes, the verdicts in the header X-Verdicts.
+
+        `patch` is "row,column" from 0, the query of the similarity maps; the middle of the image where it is absent.
+        """
+        query = patch_of(patch)
+        with reading(identity):
+            feed = self.listing.feed(identity)
+            feed.refresh()
+            if not 0 <= step <= MAX_STEP or step not in feed.run.probe_steps():
+                raise error(404, "step-gone", f"this run has no probe features at step {step}")
+            content, about = self.verdicts.encoded(feed, step, image, query)
+        headers = {"x-verdicts": json.dumps(about, allow_nan=False), "cache-control": "no-store"}
+        return Response(content, media_type=BINARY, headers=headers)
 
     async def stream(
         self, request: Request, identity: str, cursor: str = "", last_event_id: Annotated[str, Header()] = ""
@@ -169,6 +187,16 @@ class Routes:
                 yield ": still here\n\n"
                 spoke = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
+
+
+def patch_of(text: str) -> tuple[int, int] | None:
+    """(row, column) of "row,column", None of an empty text; 422 for anything else."""
+    if not text:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise error(422, "wrong-value", f"patch {text[:40]!r} is not 'row,column', counted from 0")
+    return int(parts[0]), int(parts[1])
 
 
 def fresh(content: dict) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.analysis.advice import fork_command
+from workbench.analysis.advice import fork_command, without_command
 
 TEXTS = {"level": 20, "kind": 100, "text": 2000, "time": 40, "series": 200}
 """Fields that are text, and how many characters of each travel."""
@@ -14,20 +14,22 @@ STEPS = ("peak_step", "since", "advised_step")
 MAX_STEP = 2**53
 
 
-def told_event(row: dict[str, Any], path: str) -> dict[str, Any]:
+def told_event(row: dict[str, Any], path: str | None) -> dict[str, Any]:
     """{"step", "level", "kind", "text", "time"} of a row of events.jsonl, and what a detector added, where valid.
 
     A detector's fields: `peak_step`, `since`, `advised_step` (whole numbers from 0), `confidence` (0 to 1) and `series`
     (the metric it speaks of). With an advised step comes `command`, the fork it advises, made here for the run in
-    `path`: a command in the file would be somebody else's text in a person's shell, and does not travel.
+    `path`: a command in the file would be somebody else's text in a person's shell, and does not travel. None where
+    `path` is None, because the run has nothing to fork from.
     """
     event = {"step": row["step"], **{name: str(row.get(name, ""))[: TEXTS[name]] for name in REQUIRED_TEXTS}}
+    event["text"] = without_command(event["text"])
     if isinstance(series := row.get("series"), str) and series:
         event["series"] = series[: TEXTS["series"]]
     for name in STEPS:
         if is_step(value := row.get(name)):
             event[name] = value
-    if "advised_step" in event:
+    if "advised_step" in event and path is not None:
         event["command"] = fork_command(path, event["advised_step"])
     confidence = row.get("confidence")
     if isinstance(confidence, int | float) and not isinstance(confidence, bool) and 0 <= confidence <= 1:

@@ -158,7 +158,8 @@ class RunFeed:
         for row in evaluations:
             backbone = str(row.get("backbone", main))
             self._add(row, prefix="" if backbone == main else f"{backbone}/")
-        self.events.extend(told_event(row, str(self.run.path)) for row in events)
+        source = str(self.run.path) if self.run.can_fork else None
+        self.events.extend(told_event(row, source) for row in events)
         return True
 
     def _new(self, name: str) -> list[dict[str, Any]] | None:
@@ -214,6 +215,18 @@ class RunFeed:
             return kept
         rows = {base.row[place] for place in base.kept(first_row, points)}
         return [place for place, row in enumerate(series.row) if row in rows]
+
+    def curves(self, points: int) -> dict[str, Any]:
+        """All series, thinned to about `points` records each, and the cursor of the same moment."""
+        with self._lock:
+            return {"series": self.series_columns(points=points), "cursor": str(self.cursor)}
+
+    def values(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of every record of one series, values that are no numbers left out."""
+        with self._lock:
+            series = self.series.get(name, Series())
+            pairs = zip(series.step, series.value, strict=True)
+            return [(step, value) for step, value in pairs if math.isfinite(value)]
 
     def summary(self, points: int) -> dict[str, Any]:
         """All a page needs but arrays; series thinned to about `points` records each."""

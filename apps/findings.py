@@ -14,7 +14,9 @@ from workbench.runs import Run
 
 SECONDS_BETWEEN = 5.0
 """A growing run is examined at most once per this many seconds, however many viewers it has."""
+MOST_LOOKED_AT = 2000
 MOST_FINDINGS = 100
+"""Findings that are sorted, and of these that travel, gravest first."""
 MOST_STEPS = 50
 LEVELS = ("error", "warn", "info", "fine")
 """From the gravest on; "fine" is said of what looks alarming and is not."""
@@ -70,7 +72,7 @@ class FindingsCache:
 
     def _examined(self, run: Run) -> list[dict[str, Any]]:
         try:
-            found = [told_finding(finding) for finding in islice(examine(run), MOST_FINDINGS)]
+            found = sorted(islice(examine(run), MOST_LOOKED_AT), key=lambda finding: LEVELS.index(finding.level))
+            return [told_finding(finding) for finding in found[:MOST_FINDINGS]]
         except Exception as error:  # a rule that fails on an odd run must not take the page with it
             raise ValueError(f"the run doctor failed on this run: {type(error).__name__}: {error}") from error
-        return sorted(found, key=lambda finding: LEVELS.index(finding["level"]))

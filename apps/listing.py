@@ -26,11 +26,20 @@ def run_version(run: Run) -> str:
     return hashlib.sha256(str(run.info.get("created")).encode("utf-8", "replace")).hexdigest()[:8]
 
 
-class Listing:
-    """The runs right inside one folder. A client names a run by id only: ids are looked up, never joined to a path."""
+def recorded_id(name: str) -> str:
+    """The id of a run that ships with the workbench; no run of the user's own folder can have it."""
+    return run_id(f"/recorded/{name}")
 
-    def __init__(self, folder: Path) -> None:
+
+class Listing:
+    """The runs right inside one folder. A client names a run by id only: ids are looked up, never joined to a path.
+
+    `recorded` is a folder of finished runs to show after them, as examples; they are never written.
+    """
+
+    def __init__(self, folder: Path, recorded: Path | None = None) -> None:
         self.folder = folder.resolve()
+        self.recorded = {recorded_id(run.path.name): run for run in scan_runs(recorded).runs} if recorded else {}
         self._lock = Lock()
         self._feeds: dict[str, RunFeed] = {}
         self._scanned = float("-inf")
@@ -57,7 +66,8 @@ class Listing:
         Raises RunNotFoundError for an id that no run has, ValueError for a run that cannot be opened.
         """
         found = self.scan()
-        run = next((run for run in found.runs if run_id(run.path.name) == identity), None)
+        own = next((run for run in found.runs if run_id(run.path.name) == identity), None)
+        run = own or self.recorded.get(identity)
         if run is None:
             self._feeds.pop(identity, None)
             self._explain(found, identity)
@@ -75,16 +85,20 @@ class Listing:
         raise RunNotFoundError(f"no run has the id {identity[:40]!r}; it was deleted or renamed")
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per run, latest record first; a run that cannot be opened is a row with its error, at the end."""
+        """One row a run, latest record first; then those that cannot be opened, with the error; then recorded ones."""
         found = self.scan()
-        rows = sorted(map(self._row, found.runs), key=lambda row: (row["age"] is None, row["age"] or 0.0, row["name"]))
+        rows = [self._row(run_id(run.path.name), run) for run in found.runs]
+        rows.sort(key=lambda row: (row["age"] is None, row["age"] or 0.0, row["name"]))
         unreadable = {"phase": "", "status": "unreadable", "age": None}
         problems = sorted(found.problems.items())
-        return rows + [{"id": run_id(name), "name": name, **unreadable, "error": error} for name, error in problems]
+        rows += [{"id": run_id(name), "name": name, **unreadable, "error": error} for name, error in problems]
+        return rows + [
+            {**self._row(identity, run), "age": None, "recorded": True} for identity, run in self.recorded.items()
+        ]
 
-    def _row(self, run: Run) -> dict[str, Any]:
+    def _row(self, identity: str, run: Run) -> dict[str, Any]:
         row = {
-            "id": run_id(run.path.name),
+            "id": identity,
             "name": run.name,
             "phase": str(run.info.get("phase") or ""),
             "parent": told_parent(run.parent),

@@ -8,7 +8,21 @@ from apps.host import hosted, module_text
 from apps.language import strings
 
 STYLE_SHEETS = (("workbench", "renderer.css"), ("apps", "uplot/uPlot.min.css"), ("apps", "monitor.css"))
-OWN_MODULES = ("dom", "live", "rail", "marks", "card", "curves", "side", "pair", "compare", "compareBar", "monitor")
+OWN_MODULES = (
+    "dom",
+    "live",
+    "rail",
+    "marks",
+    "card",
+    "curves",
+    "side",
+    "pair",
+    "compare",
+    "compareBar",
+    "recorded",
+    "verdicts",
+    "monitor",
+)
 HEAD = f"<style>{module_text('apps', 'static/shell.css')}</style>"
 """Goes into the page's head: our component fills the window, Gradio's own frame stays out of sight."""
 

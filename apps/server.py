@@ -32,10 +32,11 @@ GRADIO_SELF_DESCRIPTIONS = (
 """Where Gradio, or FastAPI, would describe routes of its own; ours are in docs/apps.md, and the page has no others."""
 
 
-def build_app(runs: Path, closing: Callable[[], bool] = lambda: False) -> FastAPI:
+def build_app(runs: Path, recorded: bool = False, closing: Callable[[], bool] = lambda: False) -> FastAPI:
     """The FastAPI application over one folder of runs: our routes, and the Gradio page mounted at "/".
 
-    Imports Gradio and PyTorch (seconds). `closing` tells the streams when to end.
+    Imports Gradio and PyTorch (seconds). `recorded`: whether to show the examples that ship
+    with the workbench; `closing` tells the streams when to end.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -45,9 +46,10 @@ def build_app(runs: Path, closing: Callable[[], bool] = lambda: False) -> FastAP
     from apps.api import Routes
     from apps.listing import Listing
     from apps.monitor import HEAD, build_page, theme
+    from workbench.runs import RECORDED_RUNS
 
     app = FastAPI(title="Dense Feature Workbench", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(Routes(Listing(runs), closing).router)
+    app.include_router(Routes(Listing(runs, RECORDED_RUNS if recorded else None), closing).router)
     app.add_exception_handler(HTTPException, plain_error)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_api_route("/api/{rest:path}", no_route)
@@ -181,9 +183,11 @@ class Starter:
         return built
 
 
-def make_server_app(runs: Path, *, host: str, token: str | None, closing: Callable[[], bool]) -> tuple[Guard, Starter]:
+def make_server_app(
+    runs: Path, *, host: str, token: str | None, closing: Callable[[], bool], recorded: bool = False
+) -> tuple[Guard, Starter]:
     """The guarded application to serve, and its starter (to learn whether building failed)."""
-    starter = Starter(lambda: build_app(runs, closing))
+    starter = Starter(lambda: build_app(runs, recorded, closing))
     return Guard(starter, host=host, token=token), starter
 
 

@@ -63,4 +63,4 @@ def described(verdict: Verdict, advice: Advice | None, path: str, role: str) -> 
         return f"{text}; no published weights of a judged step are left to be a Gram teacher", details
     command = fork_command(path, advice.best.step, role)
     details |= {"advised_step": advice.best.step, "command": command}
-    return f"{text}; {advice.reason()}; to fork with it: {command}", details
+    return f"{text}; {advice.reason()}", details

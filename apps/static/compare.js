@@ -144,11 +144,12 @@ class Compare {
     this.hero = element('div', 'mon-hero');
     this.rows = element('div', 'mon-strips');
     this.readout = element('p', 'mon-readout');
-    this.readout.setAttribute('aria-live', 'polite');
+    this.spoken = element('p', 'mon-unseen'); // said aloud for a patch that was chosen, not for each one passed over
+    this.spoken.setAttribute('aria-live', 'polite');
     // One tab stop: the arrow keys move the patch, as everywhere on the page.
     this.hero.tabIndex = 0;
     this.hero.setAttribute('role', 'application');
-    this.node.append(this.note, this.hero, this.readout, this.rows);
+    this.node.append(this.note, this.hero, this.readout, this.spoken, this.rows);
     this.sized = new ResizeObserver(() => this.layOut());
     this.sized.observe(this.node);
   }
@@ -205,6 +206,7 @@ class Compare {
   }
 
   select(patch) {
+    this.toSay ||= JSON.stringify(patch) !== JSON.stringify(this.pinned);
     this.pinned = patch;
     this.schedule();
   }
@@ -217,6 +219,7 @@ class Compare {
 
   pin(patch) {
     this.hovered = null;
+    this.toSay = true;
     this.pinned = patch;
     this.onPin(patch);
     this.schedule();
@@ -392,6 +395,10 @@ class Compare {
       difference: signed(shift), least: signed(least), greatest: signed(greatest),
     });
     this.readout.textContent = sentence;
+    if (this.toSay && !this.hovered) {
+      this.spoken.textContent = sentence;
+      this.toSay = false;
+    }
     this.caption({ a, b, query });
     this.hero.setAttribute('aria-label', `${this.names.a} / ${this.names.b}. ${sentence} ${this.words('compare.keys')}`);
   }

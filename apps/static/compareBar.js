@@ -65,7 +65,7 @@ class CompareBar {
     this.align.label.hidden = !related;
     this.align.control.value = own ? 'own' : 'fork';
     this.swap.disabled = !b;
-    const known = JSON.stringify([runs.map(({ id, name }) => [id, name]), a?.id, this.words('compare.none')]);
+    const known = JSON.stringify([runs.map(({ id, name, status }) => [id, name, status === 'unreadable']), a?.id, this.words('compare.none')]);
     for (const chooser of [this.chooser, ...this.choices]) {
       if (chooser.known !== known) this.fill(chooser, runs.filter((run) => run.id !== a?.id && run.status !== 'unreadable'));
       chooser.known = known;

@@ -14,6 +14,12 @@ async function getBytes(url) {
   throw Object.assign(new Error(body.message ?? answer.statusText), { code: body.error ?? 'unknown' });
 }
 
+/** The summary with its series in an object without a prototype: a metric may be called "constructor". */
+async function getSummary(base) {
+  const data = await getJson(`${base}/summary`);
+  return { ...data, series: Object.assign(Object.create(null), data.series) };
+}
+
 function appendColumns(series, delta) {
   for (const [name, columns] of Object.entries(delta)) {
     const known = (series[name] ??= { step: [], seconds: [], value: [] });
@@ -38,14 +44,14 @@ function forRenderer(data, kin) {
  */
 async function openRun(id, { onChange, onTrouble, onLink, kin = () => [] }) {
   const base = `/api/runs/${id}`;
-  let data = await getJson(`${base}/summary`);
+  let data = await getSummary(base);
   let source = null;
   let cursor = data.cursor;
   let closed = false;
 
   async function reload() {
     try {
-      data = await getJson(`${base}/summary`);
+      data = await getSummary(base);
       cursor = data.cursor;
       if (!closed) onChange({ data, rows: true, steps: true, state: true });
     } catch (error) {
@@ -100,7 +106,7 @@ async function openRun(id, { onChange, onTrouble, onLink, kin = () => [] }) {
     }
     if (name === 'probes') {
       const dtype = message.dtype ?? 'int8';
-      const answer = await getBytes(`${base}/probes/${message.step}?dtype=${dtype}&${version()}`);
+      const answer = await getBytes(`${base}/probes/${message.step}?dtype=${dtype}`);
       return [{ step: message.step, dtype }, [view(await answer.arrayBuffer())]];
     }
     if (name === 'basis') {
@@ -123,6 +129,12 @@ async function getJointBasis(first, second) {
   return { info: JSON.parse(answer.headers.get('x-basis')), bytes: await answer.arrayBuffer() };
 }
 
+/** The four diseases on one probe image, image and patch "row,column" from 0: {info, bytes}. */
+async function getDiseases(id, step, image, patch) {
+  const answer = await getBytes(`/api/runs/${id}/diseases/${step}/${image}?patch=${patch}`);
+  return { info: JSON.parse(answer.headers.get('x-verdicts')), bytes: await answer.arrayBuffer() };
+}
+
 const getFindings = async (id) => (await getJson(`/api/runs/${id}/findings`)).findings;
 
-export default { getJson, getJointBasis, getFindings, openRun };
+export default { getJson, getJointBasis, getFindings, getDiseases, openRun };

@@ -6,18 +6,21 @@ const QUIET_OF_OTHER = new Set([...QUIET, 'fork', 'parent']);
 
 /** 0 for what must be seen first. */
 export function rank({ level, kind }) {
-  if (level === 'error') return 0;
+  if (level === 'error' || kind === 'dense-peak') return 0;
   if (level === 'warn') return 1;
   return QUIET.has(kind) ? 3 : 2;
 }
 
-/** The events worth a mark, at most `MOST`, in the order of steps: never "saved"; of the other run only what warns. */
-export function marked(own, theirs = []) {
+/**
+ * The events worth a mark, at most `most` of them, in the order of steps: never "saved"; of the other run only what
+ * warns. What must be seen first goes first, of equals the latest.
+ */
+export function marked(own, theirs = [], most = MOST) {
   const events = [
     ...own.filter(({ kind }) => kind !== 'saved').map((event) => ({ event, other: false })),
     ...theirs.filter(({ kind, level }) => !QUIET_OF_OTHER.has(kind) && level !== 'info').map((event) => ({ event, other: true })),
   ];
-  const kept = [...events].sort((a, b) => rank(a.event) - rank(b.event)).slice(0, MOST);
+  const kept = [...events].sort((a, b) => rank(a.event) - rank(b.event) || b.event.step - a.event.step).slice(0, most);
   return kept.sort((a, b) => a.event.step - b.event.step).map((entry) => ({ ...entry, key: keyOf(entry) }));
 }
 

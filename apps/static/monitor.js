@@ -46,6 +46,7 @@ const TYPED_INTO = 'input:not([type=range], [type=radio], [type=checkbox]), sele
 /** Whether a control does something by itself with a key: buttons are pressed, sliders move. */
 function means(target, key) {
   if (!target.closest) return false;
+  if (/^Arrow(Left|Right)$/.test(key) && target.closest('[role=tablist]')) return true;
   if (key === ' ' || key === 'Enter') return Boolean(target.closest('button, a[href], summary, input'));
   return Boolean(target.closest('input')) && /^(Arrow|Home|End|Page)/.test(key);
 }
@@ -88,11 +89,15 @@ class Monitor {
   // -- structure ---------------------------------------------------------------------------------------------------
   build() {
     this.page = element('div', 'mon-page');
-    const { rail } = this.modules;
+    const { rail, recorded } = this.modules;
     this.rail = rail.create({
       dom: this.modules.dom, words: this.words, colourOf: (id) => this.colourOf(id), onOpen: (id) => this.open(id),
     });
-    this.page.append(this.buildHeader(), this.rail.node, this.buildStage(), this.buildHelp());
+    this.recorded = recorded.create({
+      dom: this.modules.dom, words: this.words, onBeat: (step) => this.goTo(step), onShow: () => this.tellStory(), onOwn: (id) => this.open(id),
+    });
+    for (const kind of ['pointerdown', 'keydown']) document.addEventListener(kind, () => this.touched(), { capture: true });
+    this.page.append(this.buildHeader(), this.rail.node, this.recorded.node, this.buildStage(), this.buildHelp());
     // Beside Gradio's container, not in it: its reset of buttons and inputs would override the renderer's own look.
     document.body.append(this.page);
     this.showView();
@@ -115,16 +120,28 @@ class Monitor {
       return tab;
     });
     this.tabs.append(...this.tabButtons);
+    this.tabs.addEventListener('keydown', (event) => this.onTabKey(event));
     this.languageButton = button('mon-text-button', () => this.setLanguage(this.language === 'en' ? 'zh' : 'en'));
     this.themeButton = button('mon-icon', () => this.setTheme(THEMES[(THEMES.indexOf(this.theme) + 1) % THEMES.length]));
+    this.verdictsButton = button('mon-text-button mon-verdicts-button', () => this.toggleVerdicts());
     this.helpButton = button('mon-icon mon-help-button', () => this.toggleHelp());
     this.helpButton.textContent = '?';
     const tools = element('div', 'mon-tools');
     tools.append(this.languageButton, this.themeButton, this.helpButton);
-    header.append(this.railButton, this.brand, this.title, this.badge, element('span', 'mon-space'), this.tabs, tools);
+    header.append(this.railButton, this.brand, this.title, this.badge, element('span', 'mon-space'), this.verdictsButton, this.tabs, tools);
     // After a click with the mouse the keys belong to the stage again; who came by Tab keeps the focus.
     header.addEventListener('click', (event) => { if (event.detail > 0) event.target.closest('button')?.blur(); });
     return header;
+  }
+
+  /** Arrow keys move along the tabs, as tabs do. */
+  onTabKey(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    const next = (VIEWS.indexOf(this.view) + by + VIEWS.length) % VIEWS.length;
+    this.setView(VIEWS[next]);
+    this.tabButtons[next].focus();
+    event.preventDefault();
   }
 
   buildStage() {
@@ -141,7 +158,18 @@ class Monitor {
     this.curves = this.buildCurves();
     this.sizes = new ResizeObserver(() => this.fitCurves());
     this.sizes.observe(this.stage);
-    this.stage.append(this.pictures, this.compared, this.curves, this.empty, this.notice);
+    const { dom, live, renderer, verdicts } = this.modules;
+    this.verdicts = verdicts.create({ dom, words: this.words, parts: renderer.parts, getDiseases: live.getDiseases });
+    const panels = { pictures: this.pictures, compare: this.compared, curves: this.curves };
+    for (const tab of this.tabButtons) {
+      const panel = panels[tab.dataset.view];
+      tab.id = `mon-tab-${tab.dataset.view}`;
+      panel.id = `mon-panel-${tab.dataset.view}`;
+      tab.setAttribute('aria-controls', panel.id);
+      panel.setAttribute('role', 'tabpanel');
+      panel.setAttribute('aria-labelledby', tab.id);
+    }
+    this.stage.append(this.pictures, this.verdicts.node, this.compared, this.curves, this.empty, this.notice);
     return this.stage;
   }
 
@@ -271,6 +299,10 @@ class Monitor {
     this.labelTheme();
     this.fillHelp();
     this.rail.relabel();
+    this.recorded.relabel();
+    this.verdictsButton.textContent = say('verdicts.open');
+    this.verdictsButton.title = `${say('verdicts.title')}  h`;
+    this.verdicts.relabel();
     this.tick();
     this.charts.relabel();
     this.showSide();
@@ -283,7 +315,7 @@ class Monitor {
     const list = element('dl', 'mon-keys');
     const keys = [
       ['← ↑ → ↓', 'patch'], [`Shift + ${this.words('key.arrows')}`, 'stride'], ['[  ]', 'step'], ['Home  End', 'ends'],
-      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'], ['d', 'compare'],
+      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'], ['d', 'compare'], ['h', 'verdicts'],
       ['/', 'search'], ['?', 'help'],
     ];
     for (const [key, action] of keys) {
@@ -347,8 +379,13 @@ class Monitor {
 
   showView() {
     this.page.dataset.view = this.view;
-    for (const tab of this.tabButtons) tab.setAttribute('aria-selected', String(tab.dataset.view === this.view));
+    for (const tab of this.tabButtons) {
+      const chosen = tab.dataset.view === this.view;
+      tab.setAttribute('aria-selected', String(chosen));
+      tab.tabIndex = chosen ? 0 : -1;
+    }
     this.cover();
+    this.showVerdicts();
     if (this.view !== 'pictures') {
       this.fitCurves();
       this.followOther();
@@ -363,7 +400,7 @@ class Monitor {
     const view = this.root?.firstElementChild?.view;
     if (!view || view.covered === covered) return;
     view.covered = covered;
-    view.onframe = () => this.view === 'compare' && this.shareSelection();
+    view.onframe = () => this.shareSelection();
     view.schedule();
   }
 
@@ -397,7 +434,8 @@ class Monitor {
 
   /** The list of runs as wished; else where there is room and a choice, and always when another run must be chosen. */
   showRail() {
-    this.choice ||= this.runs.length > 1; // once open it stays: nothing should jump when a run ends its days
+    const own = this.ownRuns().length;
+    this.choice ||= own ? own > 1 : this.runs.length > 1; // once open it stays: nothing should jump when a run ends its days
     const usual = innerWidth >= 1100 && (memory.read().rail ?? this.choice);
     this.page.classList.toggle('mon-no-rail', !(this.railWish ?? (Boolean(this.troubled) || usual)));
   }
@@ -413,6 +451,7 @@ class Monitor {
     else if (this.help.open) return; // Escape, Tab and Enter are the dialog's own
     else if (event.key === 'c') this.setView(this.view === 'curves' ? 'pictures' : 'curves');
     else if (event.key === 'd') this.setView(this.view === 'compare' ? 'pictures' : 'compare');
+    else if (event.key === 'h') this.toggleVerdicts();
     else if (event.key === 'm' && this.view === 'compare') this.compareBar.next();
     else if (event.key === '/') { this.railWish = true; this.showRail(); this.rail.search.focus(); }
     else return this.forward(event);
@@ -443,15 +482,53 @@ class Monitor {
     this.rail.draw();
     this.showRail();
     this.drawEmpty();
-    if (!this.runId && this.runs.length) this.open(this.wantedRun());
+    this.openFirst();
     this.followOther();
+    this.drawRecorded();
     this.drawEvents();
   }
 
-  wantedRun() {
-    const wanted = address.read().run;
-    if (this.runs.some((run) => run.id === wanted)) return wanted;
-    return (this.runs.find((run) => run.status !== 'unreadable') ?? this.runs[0]).id;
+  ownRuns() { return this.runs.filter((run) => !run.recorded); }
+
+  /** The run to begin with; where there is none of the user's own, the recorded story, until one comes. */
+  openFirst() {
+    const own = this.ownRuns().find(({ status }) => status !== 'unreadable');
+    if (this.byItself && own) {
+      this.touched();
+      this.setView('pictures');
+      return void this.open(own.id);
+    }
+    if (this.runId || !this.runs.length) return;
+    const wanted = this.runs.find(({ id }) => id === address.read().run);
+    if (wanted || own) return void this.open((wanted ?? own).id);
+    if (!this.modules.recorded.story(this.runs)) return void this.open(this.runs[0].id);
+    this.byItself = true;
+    this.tellStory();
+  }
+
+  // -- the recorded runs ---------------------------------------------------------------------------------------------
+  /** The stressed run beside its cure. */
+  tellStory() {
+    const { stressed, cured } = this.modules.recorded.story(this.runs);
+    address.write({ run: stressed.id, step: null });
+    this.setView('compare');
+    this.open(stressed.id);
+    this.chooseOther(cured.id);
+  }
+
+  /** From the first click or key on nothing moves by itself any more. */
+  touched() {
+    this.byItself = false;
+    this.recorded.stop();
+  }
+
+  drawRecorded() {
+    const { runs, runId, view, pair } = this;
+    const told = this.modules.recorded.story(runs);
+    const isRecorded = Boolean(runs.find(({ id }) => id === runId)?.recorded);
+    const together = isRecorded && view === 'compare' && runId === told?.stressed.id && pair.id === told?.cured.id;
+    const own = this.ownRuns().find(({ status }) => status !== 'unreadable');
+    this.recorded.show(isRecorded && told && { step: told.cured.parent.step, together, own: own ? { id: own.id, name: own.name } : null });
   }
 
   followAddress() {
@@ -593,6 +670,7 @@ class Monitor {
     this.withKey.hidden = !other;
     if (other && this.knownOther !== this.pair.id) this.paint();
     this.knownOther = this.pair.id;
+    this.drawRecorded();
     if (this.view === 'curves' && data) this.charts.update(data.series, other && { series: other.series, offset: this.offset });
     if (this.view === 'compare') {
       this.compare.show(this.run, this.pair.run, { offset: this.offset, names: { a: data?.run.name ?? '', b: other?.run.name ?? '' } });
@@ -613,8 +691,26 @@ class Monitor {
   shareSelection() {
     const view = this.root?.firstElementChild?.view;
     if (!view?.begun) return;
+    if (this.view === 'pictures') return void this.verdicts.moveTo(view.step, view.pinned);
+    if (this.view !== 'compare') return;
     this.compare.moveTo(view.step);
     this.compare.select(view.pinned);
+  }
+
+  // -- the four diseases ---------------------------------------------------------------------------------------------
+  toggleVerdicts() {
+    this.diagnosing = !this.diagnosing;
+    if (this.diagnosing && this.view !== 'pictures') this.setView('pictures');
+    this.showVerdicts();
+  }
+
+  /** Beside the pictures where it was asked for and there are some. */
+  showVerdicts() {
+    const open = Boolean(this.diagnosing && this.view === 'pictures' && this.model);
+    this.page.classList.toggle('mon-diagnosing', open);
+    this.verdictsButton.setAttribute('aria-pressed', String(open));
+    this.verdicts.show(open ? { id: this.runId, version: this.version } : null);
+    this.shareSelection();
   }
 
   selectPatch(patch) {
@@ -628,9 +724,9 @@ class Monitor {
     const { marks, pair } = this.modules;
     const { data } = this.run ?? {};
     const own = data ? [...data.events, ...pair.kinEvents(data.run, this.runs, this.words)] : [];
-    const entries = marks.marked(own, this.view === 'pictures' ? [] : this.pair.data?.events);
-    this.charts.markEvents(entries);
-    this.side.showEvents(entries);
+    const theirs = this.view === 'pictures' ? [] : this.pair.data?.events;
+    this.charts.markEvents(marks.marked(own, theirs));
+    this.side.showEvents(marks.marked(own, theirs, Infinity));
   }
 
   /** Asks the doctor, of a growing run at most every `FINDINGS_SECONDS`. */
@@ -689,14 +785,18 @@ class Monitor {
     this.unrender = await this.modules.renderer.render({ model: this.model, el: this.root, experimental: { invoke: run.invoke } });
     this.fitCurves();
     this.overlay();
+    this.showVerdicts();
+    if (this.byItself) this.recorded.play(run.data.steps);
   }
 
   unmount() {
+    this.recorded.stop();
     this.unrender?.();
     this.unrender = null;
     this.model?.off();
     this.model = null;
     this.pictures.replaceChildren();
+    this.showVerdicts();
   }
 
   saved(keys) {

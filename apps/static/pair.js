@@ -1,17 +1,36 @@
 // The second run: which one it is by default, where its steps lie on the axis of the first, and its data, kept current.
 
-/** Runs that `run` was forked from or that were forked from it; the parent first, then the youngest child. */
+const isRecorded = ({ id }, runs) => Boolean(runs.find((one) => one.id === id)?.recorded);
+
+/**
+ * Runs that `run` was forked from or that were forked from it; the parent first, then the youngest child. Runs that ship
+ * with the workbench are kin of each other only, whatever their names.
+ */
 export function kinOf(run, runs) {
-  const parents = runs.filter((one) => one.id !== run.id && one.name === run.parent?.run);
-  const children = runs.filter((one) => one.id !== run.id && one.parent?.run === run.name);
+  const others = runs.filter((one) => one.id !== run.id && isRecorded(one, runs) === isRecorded(run, runs));
+  const parents = others.filter((one) => one.name === run.parent?.run);
+  const children = others.filter((one) => one.parent?.run === run.name);
   return { parents, children };
 }
 
-/** The step of A at which B's step 0 lies: a fork counts from 0, from the step its parent had done. */
-export function offsetOf(a, b) {
-  if (b.parent && b.parent.run === a.name) return b.parent.step;
-  if (a.parent && a.parent.run === b.name) return -a.parent.step;
-  if (a.parent && b.parent && a.parent.run === b.parent.run) return b.parent.step - a.parent.step;
+/** Of `run` and all it was forked from: Map of name -> where its step 0 lies on the axis of `run` (0 or below). */
+function ancestry(run, runs) {
+  const found = new Map();
+  let at = 0;
+  for (let one = run; one && !found.has(one.name); one = kinOf(one, runs).parents[0]) {
+    found.set(one.name, at);
+    if (!one.parent) break;
+    at -= one.parent.step;
+    if (!kinOf(one, runs).parents.length) found.set(one.parent.run, at); // gone from the folder, but known by name
+  }
+  return found;
+}
+
+/** The step of A at which B's step 0 lies: a fork counts from 0, from the step its parent had done; 0 for strangers. */
+export function offsetOf(a, b, runs) {
+  if (isRecorded(a, runs) !== isRecorded(b, runs)) return 0;
+  const [ofA, ofB] = [ancestry(a, runs), ancestry(b, runs)];
+  for (const [name, at] of ofA) if (ofB.has(name)) return at - ofB.get(name);
   return 0;
 }
 
@@ -35,7 +54,7 @@ export function kinEvents(run, runs, words) {
 class Pair {
   /** `onChange(pair)` is called when the second run or its data changed. */
   constructor({ live, onChange }) {
-    Object.assign(this, { live, onChange, run: null, id: null, wish: null, own: false });
+    Object.assign(this, { live, onChange, run: null, id: null, wish: null, own: false, runs: [] });
   }
 
   /** The run to compare `a` with: what was wished ("none" is a wish, too), else its parent, else a fork of it. */
@@ -48,6 +67,7 @@ class Pair {
 
   /** Opens the second run where it is not the one that is open. */
   async follow(a, runs) {
+    this.runs = runs;
     const id = a ? this.wantedId(a, runs) : null;
     if (id === this.id) return;
     this.close();
@@ -56,12 +76,17 @@ class Pair {
     if (!id) return;
     const token = (this.opening = {});
     const lost = () => this.opening === token && this.leave();
+    const changed = ({ data }) => {
+      if (this.opening !== token) return;
+      if (this.run && data.run.version !== this.version) this.close(); // made anew under the same name: opened anew
+      this.onChange(this);
+      this.follow(a, this.runs);
+    };
     try {
-      const run = await this.live.openRun(id, {
-        onChange: () => this.opening === token && this.onChange(this), onTrouble: lost, onLink: () => {},
-      });
+      const run = await this.live.openRun(id, { onChange: changed, onTrouble: lost, onLink: () => {} });
       if (this.opening !== token) return void run.close();
       this.run = run;
+      this.version = run.data.run.version;
       this.onChange(this);
     } catch {
       lost();
@@ -86,12 +111,12 @@ class Pair {
 
   /** Where B's step 0 lies on A's axis; 0 when the same steps are compared. */
   offset(a) {
-    return this.data && !this.own ? offsetOf(a, this.data.run) : 0;
+    return this.data && !this.own ? offsetOf(a, this.data.run, this.runs) : 0;
   }
 
   /** Whether the two are kin, so that the steps could also be counted from the fork. */
   related(a) {
-    return Boolean(this.data) && offsetOf(a, this.data.run) !== 0;
+    return Boolean(this.data) && offsetOf(a, this.data.run, this.runs) !== 0;
   }
 }
 

@@ -1,4 +1,4 @@
-// The list of runs on the left: name, state, age of the last record; searched with "/".
+// The list of runs on the left: name, state, age of the last record; searched with "/". Recorded examples come last.
 
 const UNITS = [[90, 1, 'seconds'], [5400, 60, 'minutes'], [129600, 3600, 'hours'], [Infinity, 86400, 'days']];
 
@@ -32,7 +32,10 @@ class Rail {
     const wanted = this.search.value.trim().toLowerCase();
     const shown = this.runs.filter((run) => `${run.name} ${run.phase}`.toLowerCase().includes(wanted));
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-    this.list.replaceChildren(...shown.map((run) => this.row(run)));
+    const recorded = shown.filter((run) => run.recorded);
+    const head = this.dom.element('h2', 'mon-rail-head', this.words('recorded.runs'));
+    this.list.replaceChildren(...shown.filter((run) => !run.recorded).map((run) => this.row(run)));
+    if (recorded.length) this.list.append(head, ...recorded.map((run) => this.row(run)));
     if (!shown.length && this.runs.length) this.list.append(this.dom.element('p', 'mon-quiet mon-none', this.words('rail.none')));
     if (focused) this.list.querySelector(`[data-id="${focused}"]`)?.focus();
     this.tick();
@@ -61,7 +64,7 @@ class Rail {
   }
 
   stateOf(run) {
-    const parts = [this.words(`status.${run.status}`, {}, run.status)];
+    const parts = [run.recorded ? this.words(`phase.${run.phase}`, {}, run.phase) : this.words(`status.${run.status}`, {}, run.status)];
     if (run.age != null) parts.push(this.ago(run.age + (performance.now() - run.received) / 1000));
     return parts.join(' · ');
   }

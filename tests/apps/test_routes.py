@@ -112,15 +112,22 @@ def test_metrics_are_thinned_but_keep_the_ends(served):
     assert (series["step"][0], series["step"][-1]) == (0, 80)
 
 
-def test_steps_are_cached_for_good_only_under_their_version(served):
+def test_images_are_cached_for_good_only_under_their_version_and_steps_never(served):
     version = served.run("finished").json()["run"]["version"]
-    named = served.run("finished", f"/probes/20?v={version}")
-    assert "immutable" in named.headers["cache-control"]
-    plain = served.run("finished", "/probes/20")
+    assert "immutable" in served.run("finished", f"/images/0.png?v={version}").headers["cache-control"]
+    assert served.run("finished", "/images/0.png").headers["cache-control"] == "private, no-cache"
+    plain = served.run("finished", f"/probes/20?v={version}")
     assert plain.headers["cache-control"] == "private, no-cache"
     assert "content-encoding" not in plain.headers
     again = served.run("finished", "/probes/20", headers={"if-none-match": plain.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    path = served.folder / "finished" / "probes" / "step-000020.safetensors"
+    other = path.with_name("step-000040.safetensors").read_bytes()
+    kept = path.read_bytes()
+    path.write_bytes(other)  # as a resumed writer does that came to this step once more
+    anew = served.run("finished", "/probes/20", headers={"if-none-match": plain.headers["etag"]})
+    path.write_bytes(kept)
+    assert (anew.status_code, anew.content == plain.content) == (200, False)
 
 
 @pytest.mark.parametrize(

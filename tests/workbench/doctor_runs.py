@@ -92,6 +92,7 @@ def write_run(
     curves, evaluated = HEALTHY | dict(metrics or {}), SCORES | dict(scores or {})
     probes = list(probes)
     with RunWriter.create(folder, info=about | dict(info or {}), config=tree) as writer:
+        (folder / "resume").mkdir()
         writer.event(0, "info", "started", "recipe cpu_demo, seed 0")
         for step in range(LOG, STEPS + 1, LOG) if steps is None else steps:
             writer.metrics(step, step / 3, {name: curve(step) for name, curve in curves.items()})

@@ -18,6 +18,14 @@ def fork_command(path: str, teacher_step: int, role: str = "") -> str:
     return shlex.join(["python", "-m", "training", "fork", path, "--teacher", teacher])
 
 
+def without_command(text: str) -> str:
+    """The words of a detector's event without the command that older runs have at their end.
+
+    A command out of a file would be somebody else's text in a person's shell.
+    """
+    return text.partition("; to fork with it:")[0]
+
+
 class Candidate(NamedTuple):
     """One step that could teach."""
 

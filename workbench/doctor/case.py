@@ -73,6 +73,8 @@ class Case:
     """Of the backbone that is looked at."""
     events: Rows = ()
     probe_steps: Sequence[int] = ()
+    can_fork: bool = True
+    """Whether it has its resume checkpoints."""
     weight_steps: Sequence[int] = ()
     """Steps at which the backbone that is looked at was saved."""
     snapshot_bytes: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from workbench.analysis.advice import fork_command
+from workbench.analysis.advice import fork_command, without_command
 from workbench.doctor import sources
 from workbench.doctor.case import Case, Curve
 from workbench.doctor.finding import Note, both, flag, number, plain, printable, rule, run_spec
@@ -55,7 +55,7 @@ def _peaked(case: Case) -> Iterator[Note]:
     peak, (name, curve) = peak_of(case), dense_curve(case)
     if peak is None:
         return
-    said = plain([event.get("text", "") for event in case.events if event.get("kind") == PEAK][-1])
+    said = without_command(plain([event.get("text", "") for event in case.events if event.get("kind") == PEAK][-1]))
     seen = ("", "")
     if peak in curve.steps:
         first, last = (number(100 * curve.values[row]) for row in (curve.steps.index(peak), -1))

@@ -258,7 +258,7 @@ def _snapshots(case: Case) -> Iterator[Note]:
             continue
         shown = ", ".join(map(str, missing[:4])) + (" …" if len(missing) > 4 else "")
         yield Note(
-            "warn",
+            "warn" if case.can_fork else "info",  # who hands on a run without its checkpoints means to thin it
             both(
                 f"{name} of {len(missing)} of {len(due)} steps are missing ({shown}): those steps can be neither "
                 "looked at nor taken as a Gram teacher.",

@@ -52,6 +52,7 @@ const WORDS = {
       "health/outlier_dimensions": "outlier dimensions", "health/rankme": "RankMe (image level)",
       "health/lidar": "LiDAR (image level)",
       "loss/total": "total loss", "loss/dino": "DINO loss", "loss/ibot": "iBOT loss", "loss/koleo": "KoLeo loss", "loss/dse": "DSE loss",
+      "loss/leak": "loss of the induced stress", "induced/leak_weight": "weight of the induced stress",
       "loss/contrast": "contrastive loss", "contrast/accuracy": "positive found first",
       "contrast/positive_cosine": "cosine to the positive", "contrast/negative_cosine": "cosine to negatives",
       "contrast/spread": "spread of embeddings", "teacher/student_cosine": "teacher–student cosine",
@@ -102,6 +103,14 @@ const WORDS = {
       [/^loss not finite: step (\d+) left weights alone$/, "损失非有限值，第 $1 步未更新权重"],
       [/^gradient norm not finite: step (\d+) left weights alone$/, "梯度范数非有限值，第 $1 步未更新权重"],
       [/^loss was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步损失非有限值"],
+      [/^finished at step (\d+) of (\d+)$/, "第 $1 步，共 $2 步"],
+      [/^stopped at step (\d+) of (\d+)$/, "第 $1 步，共 $2 步"],
+      [/^stopped at step (\d+) of (\d+) because dense features decline$/, "第 $1 步，共 $2 步：稠密特征正在退化"],
+      [/^early warning: (.+) have turned; scores with labels have not shown a decline$/, "$1 已转向；带标签的指标尚未下降"],
+      [/^(\S+) peaked near step (\d+) and has declined since step (\d+): ([\d.]+) to ([\d.]+), confidence ([\d.]+); advised Gram teacher: step (\d+) .*$/,
+        "$1 在第 $2 步附近达到峰值，自第 $3 步起下降：$4 → $5，置信度 $6；建议的 Gram 教师：第 $7 步"],
+      [/^(\S+) peaked near step (\d+) and has declined since step (\d+): ([\d.]+) to ([\d.]+), confidence ([\d.]+);.*$/,
+        "$1 在第 $2 步附近达到峰值，自第 $3 步起下降：$4 → $5，置信度 $6；没有可作 Gram 教师的已发布权重"],
       [/^gradient norm was not finite for (\d+) steps in a row, up to step (\d+);.*$/, "截至第 $2 步，连续 $1 步梯度范数非有限值"],
     ],
     series: {
@@ -115,6 +124,7 @@ const WORDS = {
       "health/outlier_dimensions": "离群维度占比", "health/rankme": "RankMe（图像级）",
       "health/lidar": "LiDAR（图像级）",
       "loss/total": "总损失", "loss/dino": "DINO 损失", "loss/ibot": "iBOT 损失", "loss/koleo": "KoLeo 损失", "loss/dse": "DSE 损失",
+      "loss/leak": "人为压力项的损失", "induced/leak_weight": "人为压力项的权重",
       "loss/contrast": "对比损失", "contrast/accuracy": "正样本排第一的比例",
       "contrast/positive_cosine": "与正样本的余弦", "contrast/negative_cosine": "与负样本的余弦",
       "contrast/spread": "嵌入的离散程度", "teacher/student_cosine": "教师与学生的余弦",
@@ -150,7 +160,7 @@ function seriesName(name, language) {
 /** An event in words: its kind, then its own text unless that says no more. */
 function eventWords(words, { kind, text }) {
   const known = words.kinds[kind] ?? kind;
-  if (!text || ["saved", "finished", "stopped"].includes(kind)) return known;
+  if (!text || ["saved", "finished"].includes(kind)) return known;
   const [ours, sentence] = words.texts.find(([pattern]) => pattern.test(text)) ?? [];
   return `${known} · ${ours ? text.replace(ours, sentence) : text}`;
 }
