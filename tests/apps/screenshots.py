@@ -19,6 +19,7 @@ from conftest import Served, serving
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from apps.listing import recorded_id
 from apps.server import private_folders
 
 SHOTS: dict[str, tuple[dict, str, str]] = {
@@ -36,6 +37,12 @@ README: dict[str, tuple[dict, str, str]] = {
     "monitor-zh": SHOTS["pictures-light-zh"],
     "curves": SHOTS["curves-light-en"],
 }
+RECORDED: dict[str, tuple[str, str, str]] = {
+    "monitor-compare": ("lab-cured", "&view=compare", ".mon-hero canvas"),
+    "monitor-diagnose": ("lab-stressed", "", ".dfw-pic canvas"),
+    "monitor-peak": ("lab-stressed", "&view=curves", ".mon-advice"),
+}
+"""Pictures of the runs that ship with the workbench: name -> run, what the address says more, what to wait for."""
 README_PATCH = {"image": 0, "row": 6, "col": 8}
 
 
@@ -93,10 +100,20 @@ def settle(page: Page) -> None:
     page.evaluate(f"{VIEW}.pin({json.dumps(README_PATCH)})")
 
 
+def diagnose(page: Page) -> None:
+    settle(page)
+    page.keyboard.press("h")
+    page.locator(".mon-verdict").last.wait_for()
+
+
 def take_readme(browser: Browser, out: Path, served: Served) -> None:
-    """The README's pictures of the page, and the PCA maps at the first and the last step beside each other."""
+    """The documents' pictures of the page, and the PCA maps at the first and the last step beside each other."""
     for name, (options, rest, wait) in README.items():
         take(browser, out, name, f"{served.url}/{rest}", wait, options, settle)
+    for name, (run, rest, wait) in RECORDED.items():
+        then = diagnose if name == "monitor-diagnose" else settle
+        take(browser, out, name, f"{served.url}/#run={recorded_id(run)}{rest}", wait, {}, then)
+    for name in (*README, *RECORDED):
         picture = out / f"{name}.png"
         Image.open(picture).convert("RGB").save(picture, optimize=True)
     take_ends(browser, out, served)
@@ -148,7 +165,7 @@ def main() -> None:
             make_runs(made_up)
         with (
             sync_playwright() as playwright,
-            serving(options.runs or made_up) as served,
+            serving(options.runs or made_up, recorded=options.readme) as served,
             serving(Path(folder) / "none") as empty,
         ):
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])

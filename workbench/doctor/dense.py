@@ -44,10 +44,16 @@ def peak_of(case: Case) -> int | None:
     return curve.steps[curve.values.index(max(curve.values))] if curve.steps else events[-1]["step"]
 
 
-def _anchor_command(case: Case, peak: int) -> str:
+def _anchor_fix(case: Case, peak: int) -> dict[str, str]:
     """Go on from the newest step with the Gram teacher of the peak: numbers of the run, never words of its files."""
+    if not case.can_fork:
+        return both(
+            f"fork it where it was trained, with the Gram teacher of step {peak}: here it has no resume checkpoints",
+            f"请在训练它的地方分叉，以第 {peak} 步作 Gram 教师：此处没有恢复检查点",
+        )
     teacher = max((step for step in case.weight_steps if step <= peak), default=peak)
-    return fork_command(printable(case.path) or "RUN", teacher)
+    command = fork_command(printable(case.path) or "RUN", teacher)
+    return both(command, command)
 
 
 def _peaked(case: Case) -> Iterator[Note]:
@@ -63,11 +69,10 @@ def _peaked(case: Case) -> Iterator[Note]:
             f" {name}: {first} % at step {peak}, {last} % at step {curve.steps[-1]}.",
             f" {name}：第 {peak} 步 {first} %，第 {curve.steps[-1]} 步 {last} %。",
         )
-    command = _anchor_command(case, peak)
     yield Note(
         "warn",
         both(f"onset detection: {said}{seen[0]}", f"起点检测：{said}{seen[1]}"),
-        both(command, command),
+        _anchor_fix(case, peak),
         metric=name,
         steps=(peak, max(case.step, peak)),
     )
@@ -85,7 +90,6 @@ def _declined(case: Case) -> Iterator[Note]:
         return
     other = case.score("global/knn").since(peak)
     rising = len(other.values) > 1 and other.values[-1] > other.values[0]
-    command = _anchor_command(case, peak)
     yield Note(
         "warn",
         both(
@@ -98,9 +102,11 @@ def _declined(case: Case) -> Iterator[Note]:
             + ("，而 global/knn 上升了。" if rising else "。")
             + "这只是看曲线，没有置信度。",
         ),
-        both(
-            command if case.self_distils else f"take the weights of the peak: {run_spec(case.path or 'RUN', peak)}",
-            command if case.self_distils else f"取峰值处的权重：{run_spec(case.path or 'RUN', peak)}",
+        _anchor_fix(case, peak)
+        if case.self_distils
+        else both(
+            f"take the weights of the peak: {run_spec(case.path or 'RUN', peak)}",
+            f"取峰值处的权重：{run_spec(case.path or 'RUN', peak)}",
         ),
         metric=name,
         steps=(peak, curve.steps[-1]),
