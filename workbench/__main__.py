@@ -1,10 +1,11 @@
-"""python -m workbench: `runs` lists runs, `doctor` judges one, `onset` finds peaks, `export` and `average` weights."""
+"""python -m workbench: `runs` lists runs, `doctor`, `health` and `onset` judge one, `export` and `average` weights."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from workbench.doctor.report import doctor
 
             return doctor(choice.place, choice.language)
+        if choice.command == "health":
+            return show_health(choice.run, choice.reference, choice.out)
         if choice.command == "onset":
             return show_onset(choice.run)
         return show_runs(choice.folder)
@@ -46,13 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,onset,export,average}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,health,onset,export,average}")
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
     doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
     doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
     doctors.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
+    text = "Print the label-free gauges of every step that keeps features of the probe images, with standard errors."
+    healths = commands.add_parser("health", help="print the label-free gauges of a run's steps", description=text)
+    healths.add_argument("run", metavar="RUN", help="a run's folder")
+    healths.add_argument("--reference", metavar="STEP", type=int, help="add the Gram distance to this step")
+    healths.add_argument("--out", metavar="FILE", help="write a CSV file instead; must be new")
     text = "Say whether the dense features of a run have peaked, and which step makes the best Gram teacher."
     onsets = commands.add_parser("onset", help="say whether dense features have peaked", description=text)
     onsets.add_argument("run", metavar="RUN", help="a run's folder")
@@ -91,6 +99,22 @@ def _report(written: Export, library: Library) -> int:
     console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
     for note in written.left_out:
         console.print(_plain(f"note: {note}"))
+    return 0
+
+
+def show_health(folder: str, reference: int | None, out: str | None) -> int:
+    """Print the gauges of a run's steps, or write them to the CSV file `out`."""
+    from workbench.run_health import health_table, run_health, save_csv
+
+    run = Run(folder)
+    rows = list(run_health(run, reference))
+    if out is not None:
+        save_csv(rows, Path(out))
+        return 0
+    console = Console()
+    about = f"{run.name}, {run.main_role}, on its probe images (what each gauge is: docs/dense-health.md)"
+    console.print(_plain(about), soft_wrap=True)
+    console.print(health_table(rows, console.width))
     return 0
 
 
