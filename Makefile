@@ -28,7 +28,7 @@ NEED_RUNS = $(patsubst %,benchmarks/%.py,cpu_% lab% objectives natural alternati
 help:
 	@echo "make demo    set up, train on built-in scenes and open the page that shows it (Ctrl-C saves; again = resume)"
 	@echo "make pipeline   pretrain, anchor, adapt on built-in scenes, $(STEPS) steps each (again = resume; STEPS=400 for more)"
-	@echo "make lab     an induced dense degradation and its cure, with controls: 20 minutes on 2 cores (again = resume)"
+	@echo "make lab     an induced dense degradation and its cure, with controls: 10 minutes on 2 cores (again = resume)"
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make setup   only make the environment in $(VENV)/"
 	@echo "make lint | format | types | imports | unit | browser   one part of make test, or its repair"

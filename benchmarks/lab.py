@@ -5,7 +5,10 @@
 
 The same as `python benchmarks/lab.py runs/lab --library PACK --seeds 0 1 2`; the same again goes on where it stopped.
 healthy -> control | induced stress -> from its step 150: cured, late, early, relieved (`lab_chain.ARMS`), two runs at a
-time. Writes degradation-lab.md and images/ into the folder; with --docs docs, the page in the documentation.
+time. Writes degradation-lab.md and images/ into the folder. The pages of the documentation were made by
+
+    python benchmarks/lab.py FOLDER --seeds 0 1 2 --docs docs
+    python benchmarks/lab.py OTHER --seeds 0 1 2 --library PACK --docs docs --name degradation-lab-pack --no-pictures
 """
 
 from __future__ import annotations
@@ -29,18 +32,22 @@ def main(
     docs: Path | None = None,
     jobs: int = 2,
     page_only: bool = False,
+    name: str = "degradation-lab",
+    pictures: bool = True,
 ) -> None:
     """Run the chains that are not there yet into `folder`, and write the page about them.
 
     `library`: path of a cut-out pack; none: the built-in scenes. `jobs`: runs at a time. `page_only`: train nothing.
+    `name`: of the page. `pictures`: draw curves and films, too (those of a pack show its pictures).
     """
     lab, started = Lab(folder=folder, seeds=seeds, library=library), time.monotonic()
     if not page_only:
         lab.run_stages(jobs)
     trained = time.monotonic() - started
     docs = docs or folder
-    draw_all(lab, docs / "images")
-    page = write_page(lab, measure(lab), docs, command(seeds, library))
+    if pictures:
+        draw_all(lab, docs / "images")
+    page = write_page(lab, measure(lab), docs / f"{name}.md", command(seeds, library), pictures=pictures)
     print(page.read_text(encoding="utf-8"))
     whole = (time.monotonic() - started) / 60
     print(f"{page} was written: {trained / 60:.1f} minutes by the clock for the runs, {whole:.1f} with the page.")

@@ -37,12 +37,14 @@ each other: each moves to the class token, near and far alike.
 gives (DINOv3, section 4.2). It runs *while the stress stays on*."""
 
 
-def write_page(lab: Lab, scores: dict[int, Scores], docs: Path, command: str) -> Path:
-    """Write degradation-lab.md into `docs`, beside the pictures in its images/."""
-    docs.mkdir(parents=True, exist_ok=True)
-    path = docs / "degradation-lab.md"
+def write_page(lab: Lab, scores: dict[int, Scores], path: Path, command: str, *, pictures: bool) -> Path:
+    """Write the page `path`; with `pictures`, those in images/ beside it are shown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    builtin = lab.run("healthy", lab.seeds[0]).config["data"]["library"] == "builtin"
     parts = [
-        "# The degradation lab: an induced decline, its onset, its cure",
+        "# The degradation lab: an induced decline, its onset, its cure"
+        if builtin
+        else "# The degradation lab on a pack of cut-outs",
         "<!-- Written by benchmarks/lab.py. -->",
         f"```bash\n{command}\n```",
         INTRODUCTION,
@@ -50,9 +52,9 @@ def write_page(lab: Lab, scores: dict[int, Scores], docs: Path, command: str) ->
         f"## Scores\n\n{table(lab, scores)}",
         f"## What was to be shown\n\n{verdicts(lab, scores)}",
         f"## The detector\n\n{detector(lab)}",
-        pictures(lab),
+        shown(lab) if pictures else "",
     ]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     return path
 
 
@@ -168,7 +170,7 @@ def detector(lab: Lab) -> str:
     return "\n".join(lines)
 
 
-def pictures(lab: Lab) -> str:
+def shown(lab: Lab) -> str:
     parts = [
         "## Curves and films",
         "On the scenes that a run is evaluated on while it trains; mean over seeds, bands of one standard error.",

@@ -145,7 +145,7 @@ def test_a_tiny_chain_gets_its_page_and_films(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(lab_films, "PROBES", 2)
     lab_films.draw_all(lab, tmp_path / "images")
     scores = lab_scores.measure(lab)
-    page = lab_page.write_page(lab, scores, tmp_path, "make lab").read_text(encoding="utf-8")
+    page = lab_page.write_page(lab, scores, tmp_path / "page.md", "make lab", pictures=True).read_text(encoding="utf-8")
     pictures = ["lab-curves.png", *(f"lab-{name}.{kind}" for name in ARMS for kind in ("png", "gif"))]
     assert {path.name for path in (tmp_path / "images").iterdir()} == set(pictures)
     assert page.count("induced") > 5

@@ -32,8 +32,9 @@ def lab_healthy() -> TrainConfig:
     """The lab's anchor: plain DINO and KoLeo as in `cpu_real`, at a constant rate, so that arms can go on from it.
 
     Source: DINO, arXiv 2104.14294; Sinkhorn-Knopp and KoLeo as in DINOv2, arXiv 2304.07193. Built-in scenes, or a pack
-    of cut-outs (docs/data.md). Three objects of a class are as much as 25,000 images teach. Expected: 5 minutes on one
-    core; patch k-NN 0.045 above its own step 0, mIoU above it on two seeds of three (docs/degradation-lab.md).
+    of cut-outs (docs/data.md). Three objects of a class are as much as 25,000 images teach. Expected: 3 minutes on one
+    core; above its own step 0 by 0.011 in patch k-NN and 0.014 in mIoU on built-in scenes (docs/degradation-lab.md), by
+    0.045 and, on two seeds of three, 0.013 on a pack (docs/degradation-lab-pack.md).
     Command: python -m training pretrain lab_healthy --data.library PATH --run runs/lab/seed0-healthy
     """
     return TrainConfig(
@@ -68,7 +69,7 @@ def lab_induced() -> TrainConfig:
 
     Eight random patch tokens of each global crop must also predict the crop's CLS prototypes (`StressConfig`), so
     patches give up what tells them from each other. Found by this project, see docs/degradation-lab.md. Expected: 2
-    minutes on one core; patch k-NN falls by more than 5 points within 150 steps.
+    minutes on one core; patch k-NN falls within 150 steps by 3 points on built-in scenes, by 5 on a pack.
     Command: python -m training pretrain lab_induced --start.fork run:runs/lab/seed0-healthy@step=800
     --run runs/lab/seed0-induced
     """

@@ -23,10 +23,10 @@ def propagate(
     """Class shares [C, H, W] of every frame, the first being `mask` itself; each pixel of a grid sums to 1.
 
     `frames` gives patches [H, W, D] of one frame after another, `mask` [C, H, W] class shares of the first
-    (one-hot for a hard mask). A patch takes the shares of its `neighbours` most similar patches, weighted by exp(cosine /
-    `temperature`), among those within `radius` grid cells in the first frame and the `context` newest; only
-    these are kept in memory. Source: DINO, arXiv 2104.14294, section 4.2 (DAVIS), after Jabri et al. 2020; their values for
-    patches of 8 pixels are the defaults. Raises ValueError for shapes that do not belong together.
+    (one-hot for a hard mask). A patch takes the shares of its `neighbours` most similar patches, weighted by
+    exp(cosine / `temperature`), among those within `radius` grid cells in the first frame and the `context` newest, the
+    only ones kept in memory. Source: DINO, arXiv 2104.14294, section 4.2 (DAVIS), after Jabri et al. 2020; their values
+    for patches of 8 pixels are the defaults. Raises ValueError for shapes that do not belong together.
     """
     if mask.dim() != 3 or context < 1 or neighbours < 1 or temperature <= 0 or radius < 0:
         raise ValueError(

@@ -29,10 +29,10 @@ class Cut(NamedTuple):
 def spectral_segments(patches: Tensor, segments: int, *, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
     """The segment of each patch, int64 [H, W] in 0 to segments - 1, from `patches` [H, W, D].
 
-    The graph's weights are cosines above `threshold`. The rows of the `segments` smallest eigenvectors of its
-    normalised Laplacian, scaled to length 1, are clustered by k-means. Source: Ng, Jordan and Weiss 2001; on features of vision
-    transformers Melas-Kyriazi et al. 2022. Raises ValueError for other shapes, more than 4,096 patches, or values that
-    are not finite.
+    The graph's weights are cosines above `threshold`. The rows of the `segments` smallest eigenvectors of the
+    normalised Laplacian, scaled to length 1, are clustered by k-means. Source: Ng, Jordan and Weiss 2001; on features
+    of vision transformers Melas-Kyriazi et al. 2022. Raises ValueError for other shapes, more than 4,096 patches, or
+    values that are not finite.
     """
     _check(patches)
     count = patches.shape[0] * patches.shape[1]
