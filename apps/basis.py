@@ -5,18 +5,14 @@ from __future__ import annotations
 from threading import Lock
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from apps.feed import RunFeed
 from workbench.analysis.pca import Basis, align_basis, color_range, fit_pca, project
+from workbench.run_source import sample_tokens, spread
 from workbench.runs import Run
 from workbench.views.encode import encode_basis
 
-SNAPSHOTS = 16
-"""A basis is fitted on at most this many snapshots, spread over those there are, the first and the latest included."""
-TOKENS = 16_000
-"""About this many patch tokens in all; above it an even subset of each snapshot is taken."""
 SHOWN = 0.85
 """A basis stays while its colours show this share of the variance that the best three components would show."""
 
@@ -40,28 +36,10 @@ class Link(NamedTuple):
     refits: list[int]
 
 
-def spread(steps: list[int], count: int = SNAPSHOTS) -> list[int]:
-    """At most `count` of the rising `steps`, evenly spread by position; first and last are always among them."""
-    if len(steps) <= count:
-        return list(steps)
-    return [steps[round(k * (len(steps) - 1) / (count - 1))] for k in range(count)]
-
-
 def milestones(count: int) -> list[int]:
     """The numbers of snapshots, up to `count`, at which the basis is looked at anew: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
     every = {factor << doublings for factor in (1, 3) for doublings in range(count.bit_length())}
     return sorted(number for number in every if number <= count)
-
-
-def sample_tokens(run: Run, steps: list[int]) -> Tensor:
-    """Patch tokens [N, D] float32 of the probe images at `steps`, the same number from each snapshot.
-
-    Snapshots of another width than the last one's are left out.
-    """
-    each = max(1, TOKENS // len(steps))
-    snapshots = [run.probe_features(step).patches.flatten(0, 2) for step in steps]
-    alike = [tokens for tokens in snapshots if tokens.shape[1] == snapshots[-1].shape[1]]
-    return torch.cat([tokens[:: -(-len(tokens) // each)].float() for tokens in alike])
 
 
 def shown_variance(fit: Fit, tokens: Tensor) -> float:

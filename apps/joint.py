@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from apps.basis import BasisCache, Fit, Stamp, milestones, sample_tokens, spread
+from apps.basis import BasisCache, Fit, Stamp, milestones
 from apps.feed import RunFeed
 from workbench.analysis.pca import align_basis, color_range, fit_pca, project
+from workbench.run_source import sample_tokens, spread
 from workbench.views.encode import encode_basis
 
 SNAPSHOTS_EACH = 8

@@ -21,7 +21,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from workbench.features import Features
 from workbench.views.encode import Transport
-from workbench.views.page import standalone_page
+from workbench.views.page import standalone_page, without_policy
 from workbench.views.steps import FeatureSteps
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -39,7 +39,7 @@ def smooth_features(images: int, grid: int, channels: int, generator: torch.Gene
 def open_view(page: Page, html: str, steps: int) -> None:
     """Load a standalone page and wait until every step is in memory."""
     with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
-        file.write(html)
+        file.write(without_policy(html))
     page.goto(f"file://{file.name}")
     page.wait_for_function(f"document.querySelector('.dfw')?.view.frames.held.size === {steps}", timeout=60_000)
     page.wait_for_timeout(500)

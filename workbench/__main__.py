@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return doctor(choice.place, choice.language)
         if choice.command == "health":
             return show_health(choice.run, choice.reference, choice.out)
+        if choice.command == "page":
+            return write_page(choice)
         if choice.command == "onset":
             return show_onset(choice.run)
         return show_runs(choice.folder)
@@ -49,9 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{runs,doctor,health,onset,export,average}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{runs,page,doctor,health,onset,export,average}"
+    )
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
+    text = "Write a run as one HTML file: click patches and scrub through the steps, without a server or a network."
+    pages = commands.add_parser("page", help="write a run as one HTML file", description=text)
+    pages.add_argument("run", metavar="RUN", help="a run's folder")
+    pages.add_argument("file", metavar="FILE", help="where to; must be new")
+    pages.add_argument("--most-steps", metavar="N", type=int, default=100, help="spread over the run (default: 100)")
+    pages.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
+    pages.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
     doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
     doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
@@ -99,6 +110,23 @@ def _report(written: Export, library: Library) -> int:
     console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
     for note in written.left_out:
         console.print(_plain(f"note: {note}"))
+    return 0
+
+
+def write_page(choice: argparse.Namespace) -> int:
+    """Write the HTML file of a run and print its size."""
+    from workbench.run_source import run_page, spread
+
+    if choice.most_steps < 1:
+        raise ValueError(f"--most-steps {choice.most_steps}: a page needs 1 step or more")
+    run = Run(choice.run)
+    steps = spread(run.probe_steps(), choice.most_steps) if choice.most_steps > 1 else run.probe_steps()[-1:]
+    text = run_page(run, steps, dtype=choice.dtype, language=choice.language)
+    with Path(choice.file).open("x", encoding="utf-8") as file:
+        file.write(text)
+    Console().print(
+        _plain(f"wrote {choice.file}: {len(steps)} steps, {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True
+    )
     return 0
 
 

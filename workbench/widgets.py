@@ -5,7 +5,9 @@ Features are pulled by the browser and are no widget state, so a saved notebook 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import anywidget
@@ -71,9 +73,34 @@ class RendererWidget(anywidget.AnyWidget):
 
 
 class RunView(RendererWidget):
-    """Features over training steps with a timeline; the source may be a `FeatureSteps` or anything that answers."""
+    """Features over training steps with a timeline: `RunView(RunSource("runs/demo"))`, or a `FeatureSteps`."""
 
     view = traitlets.Enum(["run"], "run").tag(sync=True)
+
+    def follow(self, seconds: float = 2.0) -> Thread:
+        """Look every `seconds` for new steps, records and states, in a daemon thread, and show them as they come.
+
+        The thread ends when the run no longer trains, cannot be read any more, or the widget was closed.
+        """
+        thread = Thread(target=self._follow, args=(seconds,), daemon=True)
+        thread.start()
+        return thread
+
+    def _follow(self, seconds: float) -> None:
+        known: Any = None
+        while self.comm is not None:
+            try:
+                summary = self.source.summary()
+            except (OSError, ValueError):
+                return
+            counts = {name: len(columns["step"]) for name, columns in summary["series"].items()}
+            now = (summary["steps"], summary["run"], counts, len(summary["events"]))
+            if known is not None and now != known:
+                self.revision += 1
+            known = now
+            if not summary["run"] or summary["run"].get("status") != "live":
+                return
+            time.sleep(seconds)
 
 
 class PatchView(RendererWidget):

@@ -14,10 +14,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from apps import basis as basis_module
-from apps.basis import SHOWN, SNAPSHOTS, BasisCache, milestones, next_fit, shown_variance, spread
+from apps.basis import SHOWN, BasisCache, milestones, next_fit, shown_variance
 from apps.feed import RunFeed
 from workbench.analysis.pca import fit_pca, project, to_rgb
 from workbench.features import Features
+from workbench.run_source import SNAPSHOTS, spread
 from workbench.runs import RunWriter
 
 

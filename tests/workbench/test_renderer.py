@@ -21,7 +21,7 @@ from workbench.images import normalize
 from workbench.runs import Run
 from workbench.views import page as page_module
 from workbench.views.encode import encode_features
-from workbench.views.page import standalone_page
+from workbench.views.page import standalone_page, without_policy
 from workbench.views.similarity import best_matches
 from workbench.views.steps import FeatureSteps
 
@@ -63,7 +63,7 @@ def run_source(photos: torch.Tensor, film: dict[int, Features], caption: str = "
 def show(page: Page, folder: Path, source: FeatureSteps, **state: Any) -> None:
     """Open a standalone page of the source and wait for all its steps and photos."""
     path = folder / "view.html"
-    path.write_text(standalone_page(source, **state), encoding="utf-8")
+    path.write_text(without_policy(standalone_page(source, **state)), encoding="utf-8")
     page.goto(path.as_uri())
     steps, images = len(source.features), len(source.images)
     page.wait_for_function(
@@ -453,12 +453,14 @@ def test_a_very_long_curve_is_drawn(page: Page, tmp_path: Path, photos: torch.Te
 
 
 def test_a_run_without_features_waits_and_then_shows_them(
-    page: Page, tmp_path: Path, photos: torch.Tensor, film: Any
+    page: Page, tmp_path: Path, photos: torch.Tensor, film: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = run_source(photos, film)
     path = tmp_path / "view.html"
-    early = standalone_page(source).replace("const invoke = async (name, { index, step }) => {", _WAITING)
-    path.write_text(early, encoding="utf-8")
+    invoke = "const invoke = async (name, { index, step }) => {"
+    assert invoke in page_module._SCRIPT
+    monkeypatch.setattr(page_module, "_SCRIPT", page_module._SCRIPT.replace(invoke, _WAITING))
+    path.write_text(without_policy(standalone_page(source)), encoding="utf-8")
     page.goto(path.as_uri())
     page.locator(".dfw-notice", has_text="Waiting for the first features").wait_for()
     page.locator(".dfw-track").click()

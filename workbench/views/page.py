@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,12 @@ from workbench.views.payloads import PayloadSource, answer
 
 STATIC = Path(__file__).parents[1] / "static"
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Dense features</title>
-<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-<style>body { margin: 0 }</style><style>%(css)s</style></head><body><main></main>
-<script type="application/json" id="state">%(state)s</script>
-<script type="application/json" id="answers">%(answers)s</script>
-<script type="text/plain" id="renderer">%(esm)s</script>
-<script type="module">
+_POLICY = (
+    "default-src 'none'; script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; base-uri 'none'; form-action 'none'"
+)
+"""Content security policy: this very script and the module it makes, no other, and no network at all."""
+_SCRIPT = """
 const text = (id) => document.getElementById(id).textContent;
 const state = JSON.parse(text("state")), answers = JSON.parse(text("answers")), listeners = {};
 const model = {
@@ -37,15 +38,38 @@ const source = new Blob([text("renderer")], { type: "text/javascript" });
 const { default: renderer } = await import(URL.createObjectURL(source));
 const el = document.querySelector("main");
 window.workbench = { model, close: renderer.render({ model, el, experimental: { invoke } }) };
-</script></body></html>
+addEventListener("keydown", (event) => { // keys work before anything was clicked
+  const { key, shiftKey, target } = event;
+  const copy = new KeyboardEvent("keydown", { key, shiftKey, cancelable: true });
+  if (target === document.body && !el.firstElementChild?.dispatchEvent(copy)) event.preventDefault();
+});
+"""
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Dense features</title>
+<meta http-equiv="Content-Security-Policy" content="%(policy)s">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<style>body { margin: 0 }</style><style>%(css)s</style></head><body><main></main>
+<script type="application/json" id="provenance">%(provenance)s</script>
+<script type="application/json" id="state">%(state)s</script>
+<script type="application/json" id="answers">%(answers)s</script>
+<script type="text/plain" id="renderer">%(esm)s</script>
+<script type="module">%(script)s</script></body></html>
 """
 
 
-def standalone_page(source: PayloadSource, *, view: str = "run", dtype: Transport = "int8", **state: Any) -> str:
+def standalone_page(
+    source: PayloadSource,
+    *,
+    view: str = "run",
+    dtype: Transport = "int8",
+    provenance: Mapping[str, Any] | None = None,
+    **state: Any,
+) -> str:
     """An HTML document showing `source` ("run" with a timeline, or "patches"); `state` goes to the renderer's model.
 
     Common state: language ("en", "zh"), theme ("light", "dark"), step, mode, selection. Its size is 4/3 of the
-    features' bytes and the pictures'.
+    features' bytes and the pictures'. `provenance` is kept in the file as JSON, in the element of that name. A content
+    security policy forbids every script but the page's own and any connection.
     """
     summary = source.summary()
     questions: list[tuple[str, dict[str, Any], Any]] = [("summary", {}, ""), ("basis", {}, "")]
@@ -57,12 +81,21 @@ def standalone_page(source: PayloadSource, *, view: str = "run", dtype: Transpor
     for name, message, key in questions:
         reply, buffers = answer(source, name, message)
         answers[f"{name}:{key}"] = [reply, [base64.b64encode(data).decode() for data in buffers]]
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return _PAGE % {
+        "policy": _POLICY.format(digest=digest),
+        "script": _SCRIPT,
+        "provenance": _json(dict(provenance or {})),
         "css": (STATIC / "renderer.css").read_text(encoding="utf-8"),
         "esm": (STATIC / "renderer.js").read_text(encoding="utf-8"),
         "state": _json({"view": view, "dtype": dtype, **state}),
         "answers": _json(answers),
     }
+
+
+def without_policy(page: str) -> str:
+    """A page of `standalone_page` that allows `eval`, which tools that drive a browser wait with."""
+    return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n', "", page, count=1)
 
 
 def _json(value: Any) -> str:
