@@ -53,8 +53,8 @@ teachers on one draw of fresh scenes; mean ± standard error over {seeds} seed(s
 arm where nothing was done, paired by seed. The DSE paper's code adds its regulariser with lambda 1; weights of the term
 above 10 were not tried, nor other weights of Gram than the 100 that the lab settled on. Stopping costs what training
 would still have taught. The rows with the anchor's end know when the stress began; the detector and DSE do not.
-DSE is that of {images} fresh scenes of {side} pixels; in the row of its own choice it is the largest of many on these very scenes, and
-so too high."""
+DSE is that of {images} fresh scenes of {side} pixels; in the row of its own choice it is the largest of many on these
+very scenes, and so too high."""
 
 DSE_TEXT = """\
 ## What DSE says of the chain
