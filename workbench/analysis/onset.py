@@ -34,6 +34,8 @@ _TAIL_START, _TAIL_SCALE = -2.4, 7.64
 exp((start - g) / scale): the tail that `benchmarks/onset.py --calibrate` fits."""
 _CLEAR = 2.0
 """Standard errors from which a rise is called one."""
+LARGEST = 1e9
+"""Values beyond it are no scores and no gauges: a damaged or foreign record, left out as one that is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,5 +279,5 @@ def _better_since(
 
 
 def _number(value: Any) -> float | None:
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return float(value) if plain else None

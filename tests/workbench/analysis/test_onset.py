@@ -137,7 +137,8 @@ def test_rows_without_a_number_are_skipped_and_nothing_is_no_error():
     rows = stream(PEAK)
     holes = [row if i % 3 else {"step": row["step"], KNN: None} for i, row in enumerate(rows)]
     assert curve(holes, KNN, OnsetConfig()).steps == [row["step"] for i, row in enumerate(rows) if i % 3]
-    assert onset([row | {KNN: math.nan} if i == 4 else row for i, row in enumerate(rows)]).state == "peaked"
+    for odd in (math.nan, math.inf, 1e300, -(10**400), "0.5", None, True):
+        assert onset([row | {KNN: odd} if i == 4 else row for i, row in enumerate(rows)]).state == "peaked"
 
 
 def test_the_noise_is_found_beside_a_straight_rise_with_uneven_steps():
