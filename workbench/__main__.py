@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return doctor(choice.place, choice.language)
         if choice.command == "health":
             return show_health(choice.run, choice.reference, choice.out)
+        if choice.command == "features":
+            return write_features(choice)
         if choice.command == "page":
             return write_page(choice)
         if choice.command == "onset":
@@ -52,10 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{runs,page,doctor,health,onset,export,average}"
+        dest="command", required=True, metavar="{runs,features,page,doctor,health,onset,export,average}"
     )
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
+    text = "Write dense features of images to one .safetensors or .npz file, in float16, with where they come from."
+    features = commands.add_parser("features", help="write dense features of images", description=text)
+    features.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    features.add_argument("--backbone", metavar="SPEC", default="demo", help="as for load_backbone (default: demo)")
+    features.add_argument("--out", metavar="FILE", required=True, help="a new .safetensors or .npz file")
+    features.add_argument("--short-side", metavar="PIXELS", type=int, help="resize the shorter side (default: no)")
+    features.add_argument("--layer", metavar="N", type=int, default=-1, help="block, from 0 or the end (default: last)")
+    features.add_argument("--tile", metavar="PIXELS", type=int, default=512, help="side of a window (default: 512)")
+    features.add_argument("--device", default="cpu", help="(default: cpu)")
     text = "Write a run as one HTML file: click patches and scrub through the steps, without a server or a network."
     pages = commands.add_parser("page", help="write a run as one HTML file", description=text)
     pages.add_argument("run", metavar="RUN", help="a run's folder")
@@ -110,6 +121,27 @@ def _report(written: Export, library: Library) -> int:
     console.print(_plain(f"wrote {written.folder} for {library}; its README.md says how to load it"))
     for note in written.left_out:
         console.print(_plain(f"note: {note}"))
+    return 0
+
+
+def write_features(choice: argparse.Namespace) -> int:
+    """Write the features of image files; a line for each."""
+    from workbench.extract import extract
+
+    console = Console()
+    about = extract(
+        [Path(image) for image in choice.images],
+        choice.backbone,
+        Path(choice.out),
+        short_side=choice.short_side,
+        layer=choice.layer,
+        tile=choice.tile,
+        device=choice.device,
+        told=lambda line: console.print(_plain(line), soft_wrap=True),
+    )
+    if about["normalisation_assumed"]:
+        console.print(_plain("note: not recorded what pixels are to be normalised with; ImageNet's was taken"))
+    console.print(_plain(f"wrote {choice.out}"), soft_wrap=True)
     return 0
 
 

@@ -33,6 +33,23 @@ def origin_of(spec: str) -> tuple[Origin, str]:
     return Origin(facts=facts, **_input(found)), folder.name
 
 
+def input_statistics(spec: str, backbone: object) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """(mean, standard deviation, whether they are assumed) of what the backbone of `spec` wants pixels normalised with.
+
+    Those of a run or a folder are recorded there, a timm model brings its own; ImageNet's where nothing is recorded.
+    """
+    config = getattr(getattr(backbone, "model", None), "pretrained_cfg", None)
+    if isinstance(config, Mapping):
+        found = _statistics({name: list(config.get(name) or ()) for name in ("mean", "std")}, "mean", "std")
+    elif spec.partition(":")[0] in ("run", "hf", "demo"):
+        origin, _ = origin_of(spec)
+        found = None if ASSUMED in origin.notes else (list(origin.mean), list(origin.std))
+    else:
+        found = None
+    mean, std = found or (IMAGENET_MEAN, IMAGENET_STD)
+    return tuple(mean), tuple(std), found is None
+
+
 def _run_origin(spec: str) -> tuple[Origin, str]:
     path, role, step = parse_run_spec(spec)
     run = Run(path)

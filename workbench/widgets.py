@@ -96,7 +96,7 @@ class RunView(RendererWidget):
             counts = {name: len(columns["step"]) for name, columns in summary["series"].items()}
             now = (summary["steps"], summary["run"], counts, len(summary["events"]))
             if known is not None and now != known:
-                self.revision += 1
+                self.set_trait("revision", int(self.revision) + 1)
             known = now
             if not summary["run"] or summary["run"].get("status") != "live":
                 return

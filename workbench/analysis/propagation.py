@@ -36,13 +36,13 @@ def propagate(
     shares = mask.float()
     known: deque[tuple[Tensor, Tensor]] = deque(maxlen=context)
     begin: tuple[Tensor, Tensor] | None = None
-    near = None
+    near = _within(mask.shape[1], mask.shape[2], radius)
     for patches in frames:
         _check(patches, mask)
         units = unit(patches.flatten(0, 1))
         if begin is None:
             begin = units, shares.flatten(1).T
-            near = _within(*mask.shape[1:], radius).to(units.device)
+            near = near.to(units.device)
             yield shares
             continue
         sources = [begin, *known]
@@ -52,7 +52,7 @@ def propagate(
 
 
 def _carry(
-    units: Tensor, sources: list[tuple[Tensor, Tensor]], near: Tensor | None, neighbours: int, temperature: float
+    units: Tensor, sources: list[tuple[Tensor, Tensor]], near: Tensor, neighbours: int, temperature: float
 ) -> Tensor:
     """[N, C]: the weighted shares of the most similar patches of all `sources`, those out of reach left out."""
     cosines = torch.cat([(units @ other.T).masked_fill(~near, -torch.inf) for other, _ in sources], dim=1)
