@@ -39,7 +39,9 @@ def input_statistics(spec: str, backbone: object) -> tuple[tuple[float, ...], tu
     Those of a run or a folder are recorded there, a timm model brings its own; ImageNet's where nothing is recorded.
     """
     config = getattr(getattr(backbone, "model", None), "pretrained_cfg", None)
-    if isinstance(config, Mapping):
+    if spec.partition(":")[0] == "openclip":
+        found = list(getattr(backbone, "mean", ())), list(getattr(backbone, "std", ()))
+    elif isinstance(config, Mapping):
         found = _statistics({name: list(config.get(name) or ()) for name in ("mean", "std")}, "mean", "std")
     elif spec.partition(":")[0] in ("run", "hf", "demo"):
         origin, _ = origin_of(spec)

@@ -11,12 +11,14 @@ from workbench.backbones.architecture import NetworkConfig, network_with_weights
 from workbench.backbones.convnext import ConvNeXtConfig
 from workbench.backbones.dinov2 import DINOV2_TYPES, Dinov2Backbone
 from workbench.backbones.external import load_timm_weights, timm_backbone
+from workbench.backbones.openclip import OpenClipBackbone, load_openclip_weights
 from workbench.backbones.synthetic import SyntheticBackbone
 from workbench.backbones.transformers_names import network_from_transformers
 from workbench.backbones.vit import ViTConfig
 from workbench.backbones.weight_files import (
     WAYS_TO_A_FOLDER,
     WAYS_TO_DINOV3,
+    WAYS_TO_OPENCLIP,
     WAYS_TO_TIMM,
     backbone_tensors,
     read_state_dict,
@@ -33,6 +35,8 @@ SPEC_FORMS = {
     "synthetic": "weightless features from colour and texture",
     "timm:NAME:PATH": "a vision transformer or ConvNeXt of timm with weights from a local file (.safetensors)",
     "timm:NAME:random": "the same with random weights",
+    "openclip:ARCH:PATH": "the image tower of an open_clip model with weights from a local file (.safetensors)",
+    "openclip:ARCH:random": "the same with random weights",
     "dinov3:ARCH:PATH": "an official DINOv3 checkpoint, ViT or ConvNeXt (.safetensors or .pth)",
     "hf:FOLDER": "a local folder of transformers: DINOv3 (ViT, ConvNeXt) or DINOv2 (with registers or without)",
 }
@@ -67,7 +71,7 @@ def load_standalone(spec: str, *, device: torch.device | str = "cpu") -> Backbon
         return SyntheticBackbone()
     if kind == "demo" and not rest:
         return _load_folder(str(DEMO_FOLDER), device)
-    loaders = {"timm": _load_timm, "dinov3": _load_dinov3, "hf": _load_folder}
+    loaders = {"timm": _load_timm, "openclip": _load_openclip, "dinov3": _load_dinov3, "hf": _load_folder}
     if kind in loaders and rest:
         return loaders[kind](rest, device)
     raise ValueError(f"unknown backbone spec {spec!r}; valid forms:\n{describe_forms(SPEC_FORMS)}")
@@ -94,6 +98,25 @@ def _load_timm(rest: str, device: torch.device | str) -> Backbone:
         load_timm_weights(backbone, state)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit timm model {name!r}: {error}") from error
+    return backbone.to(device)
+
+
+def _load_openclip(rest: str, device: torch.device | str) -> Backbone:
+    name, _, weights = rest.partition(":")
+    if not weights:
+        raise ValueError(
+            f"openclip:{name} says no weights and nothing is downloaded. Either give a local file, "
+            f"'openclip:{name}:PATH.safetensors', or ask for random weights, 'openclip:{name}:random'. "
+            f"{WAYS_TO_OPENCLIP}"
+        )
+    if weights == "random":
+        return OpenClipBackbone(name).to(device)
+    state = read_state_dict(weights, ways=WAYS_TO_OPENCLIP)
+    backbone = OpenClipBackbone(name)
+    try:
+        load_openclip_weights(backbone, state)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the image tower of open_clip's {name!r}: {error}") from error
     return backbone.to(device)
 
 

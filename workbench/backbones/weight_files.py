@@ -32,6 +32,12 @@ WAYS_TO_TIMM = (
     "num_classes=0).state_dict(), PATH)`."
 )
 
+WAYS_TO_OPENCLIP = (
+    "Two ways to get one: on a machine with a network, `hf download laion/CLIP-ViT-B-16-laion2B-s34B-b88K "
+    "open_clip_model.safetensors --local-dir FOLDER` (or another model); or, where open_clip has the weights, "
+    "`safetensors.torch.save_file(open_clip.create_model(ARCH, pretrained=TAG).visual.state_dict(), PATH)`."
+)
+
 
 def read_state_dict(path: str | Path, *, ways: str = WAYS_TO_DINOV3) -> dict[str, Tensor]:
     """Tensors of a local .safetensors file, or of a .pth file opened with `weights_only=True`, on the CPU.
