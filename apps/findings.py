@@ -72,7 +72,7 @@ class FindingsCache:
 
     def _examined(self, run: Run) -> list[dict[str, Any]]:
         try:
-            found = sorted(islice(examine(run), MOST_LOOKED_AT), key=lambda finding: LEVELS.index(finding.level))
-            return [told_finding(finding) for finding in found[:MOST_FINDINGS]]
+            found = [told_finding(finding) for finding in islice(examine(run), MOST_LOOKED_AT)]
         except Exception as error:  # a rule that fails on an odd run must not take the page with it
             raise ValueError(f"the run doctor failed on this run: {type(error).__name__}: {error}") from error
+        return sorted(found, key=lambda finding: LEVELS.index(finding["level"]))[:MOST_FINDINGS]

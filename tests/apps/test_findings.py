@@ -104,6 +104,11 @@ def test_at_most_so_many_findings_travel(sick, monkeypatch):
     many = (made_up_findings.finding(str(k), "info", title="t", text="t") for k in range(10**4))
     monkeypatch.setattr(findings, "examine", lambda run: many)
     assert len(FindingsCache().of(sick[2])["findings"]) == findings.MOST_FINDINGS
+    late = (
+        made_up_findings.finding(str(k), "error" if k == 999 else "info", title="t", text="t") for k in range(10**3)
+    )
+    monkeypatch.setattr(findings, "examine", lambda run: late)
+    assert FindingsCache().of(sick[2])["findings"][0]["level"] == "error", "the gravest is not cut off"
 
 
 def test_the_doctor_s_own_findings_are_told_whole(tmp_path):
