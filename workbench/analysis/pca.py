@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROWS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = 16_384
 _PERCENTILE_SAMPLE = 1_000_000
 
 
@@ -41,7 +41,7 @@ def fit_pca(tokens: Tensor, components: int = 3, *, accumulate: torch.dtype = to
     mean, covariance = _moments(tokens, accumulate)
     if not torch.isfinite(covariance).all():
         raise ValueError("fit_pca wants finite tokens; these hold NaN, infinity or values too large to square.")
-    values, vectors = torch.linalg.eigh(covariance.double())
+    values, vectors = torch.linalg.eigh(covariance)
     top = vectors.T.flip(0)[:components]
     return Basis(
         mean=mean.float(),
@@ -49,6 +49,36 @@ def fit_pca(tokens: Tensor, components: int = 3, *, accumulate: torch.dtype = to
         variance=values.flip(0)[:components].clamp_min(0).float(),
         total_variance=covariance.diagonal().sum().item(),
     )
+
+
+def fit_pca_sampled(
+    tokens: Tensor, components: int = 3, *, sample: int = 16_384, generator: torch.Generator | None = None
+) -> Basis:
+    """As `fit_pca`, on `sample` tokens of `tokens` [N, D], drawn without replacement; exact where N is not larger.
+
+    For live pictures of large grids: the subspace of the strong components is met closely, weak ones less. `generator`
+    (on the CPU) draws; without one the sample is evenly spaced, and the same every time. The mean, the variances and
+    the total are those of the sample.
+    """
+    if sample < 2:
+        raise ValueError(f"a sample of {sample} tokens; 2 or more are needed.")
+    if len(tokens) <= sample:
+        return fit_pca(tokens, components)
+    if generator is None:
+        chosen = torch.arange(sample) * len(tokens) // sample
+    else:
+        chosen = torch.randperm(len(tokens), generator=generator)[:sample]
+    return fit_pca(tokens[chosen.to(tokens.device)], components, accumulate=torch.float32)
+
+
+def subspace_cosine(a: Basis, b: Basis) -> float:
+    """Cosine of the largest principal angle between two subspaces of as many components: 1 where they are the same.
+
+    Source: Bjoerck and Golub 1973. Raises ValueError for other shapes.
+    """
+    if a.components.shape != b.components.shape:
+        raise ValueError(f"cannot compare {tuple(a.components.shape)} with {tuple(b.components.shape)} components.")
+    return torch.linalg.svdvals(a.components.double() @ b.components.double().T).min().clamp(0, 1).item()
 
 
 def align_basis(basis: Basis, reference: Basis) -> Basis:
@@ -103,14 +133,21 @@ def to_rgb(projected: Tensor, limits: Tensor) -> Tensor:
 
 
 def _moments(tokens: Tensor, accumulate: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean [D] and unbiased covariance [D, D], summed in `accumulate` over blocks of rows."""
-    blocks = tokens.split(_ROWS_AT_ONCE)
-    mean = sum((block.double().sum(dim=0) for block in blocks), torch.zeros((), device=tokens.device)) / len(tokens)
-    covariance = torch.zeros(len(mean), len(mean), dtype=accumulate, device=tokens.device)
-    for block in blocks:
-        centred = (block.double() - mean).to(accumulate)
-        covariance.addmm_(centred.T, centred)
-    return mean, covariance / (len(tokens) - 1)
+    """Mean [D] and unbiased covariance [D, D] in float64; products of blocks of rows are summed in `accumulate`.
+
+    Rows are centred by a mean in float32 before they are multiplied, and what is left of the mean is taken out after:
+    no large numbers cancel, and the rows are read twice, not copied into float64.
+    """
+    near = tokens.float().mean(dim=0)
+    total = torch.zeros(tokens.shape[1], dtype=torch.float64, device=tokens.device)
+    products = torch.zeros(*[tokens.shape[1]] * 2, dtype=torch.float64, device=tokens.device)
+    for block in tokens.split(_ROWS_AT_ONCE):
+        centred = (block - near).to(accumulate)
+        total += centred.sum(dim=0)
+        products += centred.T @ centred
+    shift = total / len(tokens)
+    covariance = (products - len(tokens) * torch.outer(shift, shift)) / (len(tokens) - 1)
+    return near.double() + shift, covariance
 
 
 def _fix_signs(components: Tensor) -> Tensor:

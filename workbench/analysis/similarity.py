@@ -28,6 +28,29 @@ def similarity(patches: Tensor, query: tuple[int, int, int]) -> Tensor:
     return (units @ units[query]).clamp(-1.0, 1.0)
 
 
+class UnitPatches:
+    """Patches of images scaled to length 1 once, so that each map of similarities costs one matrix-vector product.
+
+    Args:
+        patches: [B, H, W, D]. Held as float32 on their device: B H W D x 4 bytes.
+    """
+
+    def __init__(self, patches: Tensor) -> None:
+        if patches.dim() != 4:
+            raise ValueError(f"unit patches are made from patches [B, H, W, D], got shape {tuple(patches.shape)}.")
+        self.units = unit(patches)
+        self._rows = self.units.flatten(0, 2)
+
+    def map(self, query: tuple[int, int, int]) -> Tensor:
+        """As `similarity` of the same patches and query: [B, H, W]."""
+        shape = self.units.shape[:3]
+        if len(query) != 3 or not all(0 <= index < size for index, size in zip(query, shape, strict=True)):
+            raise ValueError(
+                f"query {tuple(query)} is not a patch; (image, row, column) must lie in {tuple(shape)}, from 0."
+            )
+        return torch.mv(self._rows, self.units[query]).clamp_(-1.0, 1.0).reshape(shape)
+
+
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of `x` [..., D] as int8 [..., D] in -127..127 and one float32 scale a row [...]; x is about q * scale.
 

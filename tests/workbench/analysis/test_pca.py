@@ -7,7 +7,16 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from workbench.analysis.pca import Basis, align_basis, color_range, fit_pca, project, to_rgb
+from workbench.analysis.pca import (
+    Basis,
+    align_basis,
+    color_range,
+    fit_pca,
+    fit_pca_sampled,
+    project,
+    subspace_cosine,
+    to_rgb,
+)
 
 
 def tokens(count: int, channels: int, seed: int = 0) -> torch.Tensor:
@@ -122,3 +131,39 @@ def test_basis_is_a_plain_tuple_of_tensors() -> None:
     mean, components, variance, total = fit_pca(tokens(30, 5))
     rebuilt = Basis(mean, components, variance, total)
     assert (rebuilt.mean.shape, rebuilt.components.shape, rebuilt.variance.shape) == ((5,), (3, 5), (3,))
+
+
+def test_a_sample_meets_the_subspace_and_is_exact_where_it_holds_all():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(20_000, 32, generator=generator) * torch.arange(1, 33).float().pow(-0.8) + 5
+    exact = fit_pca(tokens)
+    assert torch.equal(fit_pca_sampled(tokens, sample=20_000).components, exact.components)
+    for draw in (None, generator):
+        found = fit_pca_sampled(tokens, sample=4096, generator=draw)
+        assert subspace_cosine(found, exact) > 0.99
+    again = fit_pca_sampled(tokens, sample=4096)
+    assert torch.equal(again.components, fit_pca_sampled(tokens, sample=4096).components)
+    with pytest.raises(ValueError, match="2 or more"):
+        fit_pca_sampled(tokens, sample=1)
+
+
+def test_a_large_mean_drowns_nothing():
+    """Deviations of 1 beside a mean of 1,000, against NumPy in float64."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(5000, 12, generator=generator) * torch.arange(1, 13).float().rsqrt() + 1000
+    for accumulate in (torch.float32, torch.float64):
+        basis = fit_pca(tokens, accumulate=accumulate)
+        theirs = np.linalg.eigvalsh(np.cov(tokens.double().numpy().T))[::-1][:3]
+        np.testing.assert_allclose(basis.variance.numpy(), theirs, rtol=1e-4)
+
+
+def test_the_cosine_of_subspaces_is_scipys():
+    from scipy.linalg import subspace_angles
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (fit_pca(torch.randn(500, 9, generator=generator)) for _ in range(2))
+    angle = subspace_angles(a.components.double().numpy().T, b.components.double().numpy().T).max()
+    assert subspace_cosine(a, b) == pytest.approx(np.cos(angle), abs=1e-6)
+    assert subspace_cosine(a, a._replace(components=a.components.flip(0))) == pytest.approx(1)
+    with pytest.raises(ValueError, match="cannot compare"):
+        subspace_cosine(a, fit_pca(torch.randn(50, 8, generator=generator)))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.analysis.similarity import dequantize_rows, quantize_rows, similarity, unit
+from workbench.analysis.similarity import UnitPatches, dequantize_rows, quantize_rows, similarity, unit
 
 
 def patches(seed: int = 0, shape: tuple[int, ...] = (3, 4, 6, 16)) -> torch.Tensor:
@@ -78,3 +78,15 @@ def test_zero_rows_quantise_to_zero_and_nan_is_told() -> None:
     assert torch.equal(dequantize_rows(quantized, scale), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="finite"):
         quantize_rows(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_kept_units_give_the_same_maps():
+    patches = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(0))
+    patches[1, 2, 4] = 0
+    units = UnitPatches(patches.bfloat16())
+    for query in ((0, 0, 0), (1, 2, 3), (1, 2, 4)):
+        torch.testing.assert_close(units.map(query), similarity(patches.bfloat16(), query), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="not a patch"):
+        units.map((0, 3, 0))
+    with pytest.raises(ValueError, match=r"patches \[B, H, W, D\]"):
+        UnitPatches(patches[0])
