@@ -15,7 +15,14 @@ SECONDS = 120
 
 
 def test_there_is_a_notebook() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["degradation_lab.ipynb", "first_look.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "degradation_lab",
+        "dino_simclr_moco",
+        "first_look",
+        "rope_in_two_dimensions",
+        "teacher_and_student",
+        "temperature_and_centre",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
