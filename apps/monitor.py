@@ -21,6 +21,7 @@ OWN_MODULES = (
     "compareBar",
     "recorded",
     "verdicts",
+    "gram",
     "monitor",
 )
 HEAD = f"<style>{module_text('apps', 'static/shell.css')}</style>"

@@ -7,7 +7,7 @@ const RUN_COLOURS = {
 };
 const LIST_SECONDS = 4;
 const THEMES = ['system', 'light', 'dark'];
-const VIEWS = ['pictures', 'compare', 'curves'];
+const VIEWS = ['pictures', 'compare', 'gram', 'curves'];
 const FINDINGS_SECONDS = 15;
 const STORE = 'dfw';
 let element, button, name, icon; // of dom.js: modules loaded from their text cannot import each other
@@ -155,12 +155,16 @@ class Monitor {
     this.pair = this.modules.pair.create({ live: this.modules.live, onChange: () => this.takeOther() });
     this.pair.wish = address.read().b ?? null;
     this.compared = this.buildCompare();
+    this.gram = this.modules.gram.create({
+      dom: this.modules.dom, words: this.words, parts: this.modules.renderer.parts, language: () => this.language,
+      onPin: (patch) => this.selectPatch(patch),
+    });
     this.curves = this.buildCurves();
     this.sizes = new ResizeObserver(() => this.fitCurves());
     this.sizes.observe(this.stage);
     const { dom, live, renderer, verdicts } = this.modules;
     this.verdicts = verdicts.create({ dom, words: this.words, parts: renderer.parts, getDiseases: live.getDiseases });
-    const panels = { pictures: this.pictures, compare: this.compared, curves: this.curves };
+    const panels = { pictures: this.pictures, compare: this.compared, gram: this.gram.node, curves: this.curves };
     for (const tab of this.tabButtons) {
       const panel = panels[tab.dataset.view];
       tab.id = `mon-tab-${tab.dataset.view}`;
@@ -169,7 +173,7 @@ class Monitor {
       panel.setAttribute('role', 'tabpanel');
       panel.setAttribute('aria-labelledby', tab.id);
     }
-    this.stage.append(this.pictures, this.verdicts.node, this.compared, this.curves, this.empty, this.notice);
+    this.stage.append(this.pictures, this.verdicts.node, this.compared, this.gram.node, this.curves, this.empty, this.notice);
     return this.stage;
   }
 
@@ -295,6 +299,7 @@ class Monitor {
     this.compareBar.relabel();
     this.side.relabel();
     this.compare.relabel();
+    this.gram.relabel();
     this.offerOthers();
     this.labelTheme();
     this.fillHelp();
@@ -315,7 +320,7 @@ class Monitor {
     const list = element('dl', 'mon-keys');
     const keys = [
       ['← ↑ → ↓', 'patch'], [`Shift + ${this.words('key.arrows')}`, 'stride'], ['[  ]', 'step'], ['Home  End', 'ends'],
-      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'], ['d', 'compare'], ['h', 'verdicts'],
+      [this.words('key.space'), 'play'], ['f', 'follow'], ['1 – 9', 'panel'], ['m', 'mode'], ['i', 'grid'], ['c', 'curves'], ['d', 'compare'], ['h', 'verdicts'], ['g', 'gram'],
       ['/', 'search'], ['?', 'help'],
     ];
     for (const [key, action] of keys) {
@@ -422,7 +427,7 @@ class Monitor {
     const timeline = this.pictures.querySelector('.dfw-timeline');
     if (timeline) this.sizes.observe(timeline); // its choices wrap where the window is narrow
     const bottom = timeline ? this.stage.getBoundingClientRect().bottom - timeline.getBoundingClientRect().top : 0;
-    for (const layer of [this.curves, this.compared]) layer.style.bottom = `${Math.max(0, bottom)}px`;
+    for (const layer of [this.curves, this.compared, this.gram.node]) layer.style.bottom = `${Math.max(0, bottom)}px`;
     this.cover();
   }
 
@@ -452,6 +457,7 @@ class Monitor {
     else if (event.key === 'c') this.setView(this.view === 'curves' ? 'pictures' : 'curves');
     else if (event.key === 'd') this.setView(this.view === 'compare' ? 'pictures' : 'compare');
     else if (event.key === 'h') this.toggleVerdicts();
+    else if (event.key === 'g') this.setView(this.view === 'gram' ? 'pictures' : 'gram');
     else if (event.key === 'm' && this.view === 'compare') this.compareBar.next();
     else if (event.key === '/') { this.railWish = true; this.showRail(); this.rail.search.focus(); }
     else return this.forward(event);
@@ -629,11 +635,14 @@ class Monitor {
   }
 
   // -- the run compared with -----------------------------------------------------------------------------------------
+  /** Whether a view is shown in which a second run takes part. */
+  get comparing() { return this.view === 'compare' || this.view === 'curves'; }
+
   get offset() { return this.run ? this.pair.offset(this.run.data.run) : 0; }
 
   /** Opens B, where a view is shown that needs it. */
   followOther() {
-    if (this.view === 'pictures' || !this.run) return void this.offerOthers();
+    if (!this.comparing || !this.run) return void this.offerOthers();
     this.pair.follow(this.run.data.run, this.runs);
     this.offerOthers();
   }
@@ -672,6 +681,10 @@ class Monitor {
     this.knownOther = this.pair.id;
     this.drawRecorded();
     if (this.view === 'curves' && data) this.charts.update(data.series, other && { series: other.series, offset: this.offset });
+    if (this.view === 'gram') {
+      this.gram.show(this.run);
+      this.shareSelection();
+    }
     if (this.view === 'compare') {
       this.compare.show(this.run, this.pair.run, { offset: this.offset, names: { a: data?.run.name ?? '', b: other?.run.name ?? '' } });
       this.shareSelection();
@@ -682,7 +695,7 @@ class Monitor {
 
   /** B's curves on the timeline of A, while a view compares them. */
   overlay() {
-    const other = this.view === 'pictures' ? null : this.pair.data;
+    const other = this.comparing ? this.pair.data : null;
     const colour = getComputedStyle(this.page).getPropertyValue('--ink').trim();
     this.model?.set('overlay', other && { series: other.series, offset: this.offset, colour });
   }
@@ -692,9 +705,9 @@ class Monitor {
     const view = this.root?.firstElementChild?.view;
     if (!view?.begun) return;
     if (this.view === 'pictures') return void this.verdicts.moveTo(view.step, view.pinned);
-    if (this.view !== 'compare') return;
-    this.compare.moveTo(view.step);
-    this.compare.select(view.pinned);
+    const layer = { compare: this.compare, gram: this.gram }[this.view];
+    layer?.moveTo(view.step);
+    layer?.select(view.pinned);
   }
 
   // -- the four diseases ---------------------------------------------------------------------------------------------
@@ -724,7 +737,7 @@ class Monitor {
     const { marks, pair } = this.modules;
     const { data } = this.run ?? {};
     const own = data ? [...data.events, ...pair.kinEvents(data.run, this.runs, this.words)] : [];
-    const theirs = this.view === 'pictures' ? [] : this.pair.data?.events;
+    const theirs = this.comparing ? this.pair.data?.events : [];
     this.charts.markEvents(marks.marked(own, theirs));
     this.side.showEvents(marks.marked(own, theirs, Infinity));
   }

@@ -217,7 +217,7 @@ def test_help_lists_every_key_and_holds_the_others_back(page, served):
     help_ = page.locator(".mon-help")
     help_.wait_for(state="visible")
     listed = help_.locator("dt").all_inner_texts()
-    assert len(listed) == 14
+    assert len(listed) == 15
     for key in ("Shift + arrows", "Home", "End", "Space", "[", "]", "f", "m", "i", "c", "/", "?"):
         assert any(key in entry.split() or key == entry for entry in listed), key
     assert "or stop following" in help_.inner_text()
@@ -246,7 +246,7 @@ def test_every_control_of_the_header_is_in_the_window_and_takes_a_click(open_pag
     page.locator(".dfw-pic canvas").first.wait_for(state="visible")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     controls = page.locator(".mon-header button").all()
-    assert len(controls) == 8
+    assert len(controls) == 9
     boxes = [bounds(control) for control in controls]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 for box in boxes), boxes
     stage = bounds(page.locator(".mon-stage"))
