@@ -74,7 +74,7 @@ class Gram {
       this.photo.frame.append(mark);
       return mark;
     });
-    this.readout = element('p', 'mon-readout');
+    this.readout = element('p', 'mon-gram-readout');
     this.body.append(this.photo.node, this.matrix.node, this.difference.node, this.curve.node);
     this.node.append(bar, this.note, this.body, this.readout);
     this.listen();

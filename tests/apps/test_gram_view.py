@@ -37,8 +37,8 @@ def test_the_numbers_are_those_of_the_analysis(shown, served):
 def test_a_cell_shows_its_two_patches_and_a_click_chooses_one(shown):
     box = shown.locator('[data-kind="gram"] .mon-gram-frame').bounding_box()
     shown.mouse.move(box["x"] + box["width"] * (2.5 / 16), box["y"] + box["height"] * (6.5 / 16))
-    readout = shown.locator(".mon-gram .mon-readout")
-    shown.wait_for_function("document.querySelector('.mon-gram .mon-readout').innerText.includes('row 2, col 3')")
+    readout = shown.locator(".mon-gram-readout")
+    shown.wait_for_function("document.querySelector('.mon-gram-readout').innerText.includes('row 2, col 3')")
     assert "row 1, col 3" in readout.inner_text()
     marks = shown.locator(".mon-gram .mon-patch")
     assert [mark.evaluate("(node) => node.style.top") for mark in marks.all()] == ["25%", "0%"]

@@ -128,7 +128,7 @@ def test_language_theme_and_keys(page, served):
     page.keyboard.press("c")
     page.locator(".mon-card canvas").first.wait_for()
     page.get_by_role("button", name="Switch to Chinese").click()
-    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "曲线"]
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "Gram 矩阵", "曲线"]
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     theme = page.get_by_role("button", name="配色")
     theme.click()
@@ -137,7 +137,7 @@ def test_language_theme_and_keys(page, served):
     assert page.locator(".dfw").get_attribute("data-theme") == "dark"
     page.reload()
     page.locator(".mon-card canvas").first.wait_for()
-    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "曲线"]
+    assert page.locator(".mon-tab").all_inner_texts() == ["图像", "对比", "Gram 矩阵", "曲线"]
     assert page.locator(".mon-page").get_attribute("data-theme") == "dark"
     page.keyboard.press("/")
     page.keyboard.type("nothing like this")
