@@ -103,16 +103,52 @@ def main(runs: tuple[Path, ...], /, every: int = 400, docs: Path = DOCS) -> None
 
 
 def table(curves: list[Curve]) -> str:
+    """Runs from random weights, each since its own peak; then forks, each beside its parent over the same steps."""
     since = " | ".join(f"{name} since" for name in SCORES.values())
     lines = [f"| run | peak of patch k-NN | {since} | live |", f"|---|---|{'---|' * len(SCORES)}---|"]
     for curve in curves:
+        if curve.begin:
+            continue
         place = curve.peak()
-        cells = [f"{change:+.3f} ± {error:.3f}" for change, error in (curve.change(key, place) for key in SCORES)]
-        peak = f"{statistics.mean(curve.window('dense/patch_knn', place)):.3f} at {curve.begin + curve.steps[place]}"
-        name = f"{curve.run.path.name}, to {curve.begin + curve.steps[-1]}"
-        lines.append(f"| {name} | {peak} | {' | '.join(cells)} | {said(curve)} |")
+        cells = [shown(curve.change(key, place)) for key in SCORES]
+        peak = f"{statistics.mean(curve.window('dense/patch_knn', place)):.3f} at {curve.steps[place]}"
+        lines.append(f"| {curve.run.path.name}, to {curve.steps[-1]} | {peak} | {' | '.join(cells)} | {said(curve)} |")
     note = NOTE.format(draws=DRAWS, scenes=SIZES["test_scenes"], every=curves[0].every, smooth=SMOOTH)
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", note, "", *fork_table(curves)])
+
+
+def fork_table(curves: list[Curve]) -> list[str]:
+    """What Gram anchoring changed in as many steps as its parent went on without it."""
+    by_name = {curve.run.name: curve for curve in curves}
+    lines = [
+        f"| fork, and its parent over the same steps | {' | '.join(SCORES.values())} |",
+        f"|---|{'---|' * len(SCORES)}",
+    ]
+    for fork in curves:
+        parent = by_name.get(str((fork.run.parent or {}).get("run")))
+        if parent is None:
+            continue
+        weight = fork.run.config["objective"]["gram"]["weight"]["peak"]
+        end = fork.begin + fork.steps[-1]
+        own = [shown(gain(fork, key, 0, len(fork.steps) - 1)) for key in SCORES]
+        places = [parent.steps.index(step) for step in (fork.begin, end)]
+        kept = [shown(gain(parent, key, *places)) for key in SCORES]
+        lines.append(
+            f"| {fork.run.path.name}: Gram, weight {weight:g}, from {fork.begin} to {end} | {' | '.join(own)} |"
+        )
+        lines.append(f"| {parent.run.path.name}, the same steps | {' | '.join(kept)} |")
+    return lines if len(lines) > 2 else []
+
+
+def gain(curve: Curve, key: str, begin: int, end: int) -> tuple[float, float]:
+    """(mean of two checkpoints up to `end`, less the one at `begin`; standard error over draws), paired by draw."""
+    rows = curve.scores[key]
+    gaps = [(rows[end - 1][draw] + rows[end][draw]) / 2 - rows[begin][draw] for draw in range(DRAWS)]
+    return statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(DRAWS)
+
+
+def shown(change: tuple[float, float]) -> str:
+    return f"{change[0]:+.3f} ± {change[1]:.3f}"
 
 
 def said(curve: Curve) -> str:
