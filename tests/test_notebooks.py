@@ -19,6 +19,7 @@ def test_there_is_a_notebook() -> None:
         "degradation_lab",
         "dino_simclr_moco",
         "first_look",
+        "gram_over_a_run",
         "rope_in_two_dimensions",
         "teacher_and_student",
         "temperature_and_centre",
