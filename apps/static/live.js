@@ -38,7 +38,8 @@ function forRenderer(data, kin) {
 }
 
 /**
- * Opens a run. `onChange({data, rows, steps, state})` says what a delta brought, `onTrouble(code, message)` that the
+ * Opens a run. `onChange({data, rows, steps, state, reset})` says what a delta brought (`reset`: the run went back to an
+ * earlier step, so features that are held may have been written anew), `onTrouble(code, message)` that the
  * run is gone or unreadable, `onLink(up)` whether the server answers; `kin(data)` gives events that the page knows of
  * the run's forks. Returns {data, invoke, close}.
  */
@@ -53,7 +54,7 @@ async function openRun(id, { onChange, onTrouble, onLink, kin = () => [] }) {
     try {
       data = await getSummary(base);
       cursor = data.cursor;
-      if (!closed) onChange({ data, rows: true, steps: true, state: true });
+      if (!closed) onChange({ data, rows: true, steps: true, state: true, reset: true });
     } catch (error) {
       if (!closed) onTrouble(error.code, error.message);
     }

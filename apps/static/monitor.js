@@ -623,8 +623,9 @@ class Monitor {
     this.drawEmpty();
   }
 
-  take({ data, rows, steps, events }) {
-    if (data.run.version !== this.version) return void this.open(this.runId); // made anew under the same name
+  take({ data, rows, steps, events, reset }) {
+    // Made anew under the same name, or gone back to an earlier step: what is held may be of steps written once more.
+    if (data.run.version !== this.version || reset) return void this.open(this.runId);
     this.drawTitle();
     if (rows || steps) this.takeOther();
     if (rows || events) this.refreshFindings();

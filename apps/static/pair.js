@@ -76,9 +76,9 @@ class Pair {
     if (!id) return;
     const token = (this.opening = {});
     const lost = () => this.opening === token && this.leave();
-    const changed = ({ data }) => {
+    const changed = ({ data, reset }) => {
       if (this.opening !== token) return;
-      if (this.run && data.run.version !== this.version) this.close(); // made anew under the same name: opened anew
+      if (this.run && (reset || data.run.version !== this.version)) this.close(); // other features: opened anew
       this.onChange(this);
       this.follow(a, this.runs);
     };

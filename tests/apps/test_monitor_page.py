@@ -388,3 +388,24 @@ def test_two_runs_side_by_side_share_step_patch_and_scale_and_the_address_says_s
     assert "rm -rf" not in page.locator("body").inner_text()
     page.goto("about:blank")  # a page of a run that goes away asks once more
     shutil.rmtree(writer.path)
+
+
+def test_a_run_that_goes_back_shows_the_steps_that_it_writes_anew(page, served):
+    """A resumed writer comes to a step once more: the page holds no features of the first time."""
+    writer, images = made_up_run.create(served.folder / "again", side=64)
+    made_up_run.grow(writer, images, 0, 60)
+    writer.close()
+    page.wait_for_timeout(1100)
+    visit(page, served, "again")
+    view = "document.querySelector('.dfw')?.view"  # the renderer is mounted anew meanwhile
+    held = f"[...({view}?.frames?.held.get(60)?.rows ?? []).subarray?.(0, 64) ?? []].join()"
+    page.wait_for_function(f"{held} !== ''")
+    before = page.evaluate(held)
+    writer = made_up_run.RunWriter.reopen(served.folder / "again", step=20)
+    page.wait_for_function(f"{view}?.summary?.steps.at(-1) === 20", timeout=15_000)
+    made_up_run.grow(writer, images, 25, 60, wash=0.9)
+    writer.event(60, "info", "finished", "done")
+    writer.close()
+    page.wait_for_function(f"{held} !== '' && {held} !== {json.dumps(before)}", timeout=15_000)
+    page.goto("about:blank")
+    shutil.rmtree(served.folder / "again")
