@@ -131,8 +131,11 @@ def fork_table(curves: list[Curve]) -> list[str]:
         weight = fork.run.config["objective"]["gram"]["weight"]["peak"]
         end = fork.begin + fork.steps[-1]
         own = [shown(gain(fork, key, 0, len(fork.steps) - 1)) for key in SCORES]
-        places = [parent.steps.index(step) for step in (fork.begin, end)]
-        kept = [shown(gain(parent, key, *places)) for key in SCORES]
+        if end in parent.steps:
+            places = [parent.steps.index(step) for step in (fork.begin, end)]
+            kept = [shown(gain(parent, key, *places)) for key in SCORES]
+        else:
+            kept = [f"stopped at {parent.steps[-1]}"] * len(SCORES)
         lines.append(
             f"| {fork.run.path.name}: Gram, weight {weight:g}, from {fork.begin} to {end} | {' | '.join(own)} |"
         )
