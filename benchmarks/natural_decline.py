@@ -171,9 +171,13 @@ def said(curve: Curve) -> str:
 
 
 def draw(curves: list[Curve], path: Path) -> None:
+    """A panel a score; a fork is dashed, in the colour of its parent."""
+    roots = [curve.run.name for curve in curves if not curve.begin]
+    colours = dict(zip(roots, COLOURS * 3, strict=False))
     figure, axes = plt.subplots(1, len(SCORES), figsize=(15, 3.9), layout="constrained")
     for axis, (key, name) in zip(axes, SCORES.items(), strict=True):
-        for curve, colour in zip(curves, COLOURS * 3, strict=False):
+        for curve in curves:
+            colour = colours.get(str((curve.run.parent or {}).get("run", curve.run.name)), "#64748b")
             steps = [curve.begin + step for step in curve.steps]
             rows = curve.scores[key]
             mean = curve.mean(key)
