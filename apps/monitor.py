@@ -21,7 +21,6 @@ OWN_MODULES = (
     "compareBar",
     "recorded",
     "verdicts",
-    "gram",
     "monitor",
 )
 HEAD = f"<style>{module_text('apps', 'static/shell.css')}</style>"

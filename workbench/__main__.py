@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return write_features(choice)
         if choice.command == "page":
             return write_page(choice)
+        if choice.command == "compare":
+            return write_comparison(choice)
         if choice.command == "onset":
             return show_onset(choice.run)
         return show_runs(choice.folder)
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{runs,features,page,doctor,health,onset,export,average}"
+        dest="command", required=True, metavar="{runs,features,page,compare,doctor,health,onset,export,average}"
     )
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
@@ -74,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_argument("--most-steps", metavar="N", type=int, default=100, help="spread over the run (default: 100)")
     pages.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
     pages.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
+    text = "Write one HTML file that compares backbones, or layers of one, on the same images; one click asks all."
+    compares = commands.add_parser("compare", help="write a comparison of backbones as one HTML file", description=text)
+    compares.add_argument("images", metavar="IMAGE", nargs="+", help="image files; the square in the middle is taken")
+    compares.add_argument("--backbone", metavar="SPEC", action="append", help="as for load_backbone; again for more")
+    compares.add_argument("--layers", metavar="N", nargs="*", type=int, help="of one backbone (no number: six of them)")
+    compares.add_argument("--out", metavar="FILE", required=True, help="a new .html file")
+    compares.add_argument("--side", metavar="PIXELS", type=int, default=224, help="of the square (default: 224)")
+    compares.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
+    compares.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
+    compares.add_argument("--device", default="cpu", help="(default: cpu)")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
     doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
     doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
@@ -159,6 +171,31 @@ def write_page(choice: argparse.Namespace) -> int:
     Console().print(
         _plain(f"wrote {choice.file}: {len(steps)} steps, {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True
     )
+    return 0
+
+
+def write_comparison(choice: argparse.Namespace) -> int:
+    """Write the HTML file of a comparison and print its size."""
+    from workbench.compare import comparison_page
+
+    file, specs = Path(choice.out), choice.backbone or ["demo"]
+    if file.exists():
+        raise FileExistsError(f"{file} exists already; name another file or remove it.")
+    if choice.side < 1:
+        raise ValueError(f"--side {choice.side}: images need 1 pixel or more")
+    paths = [Path(image) for image in choice.images]
+    text = comparison_page(
+        paths,
+        specs,
+        layers=choice.layers,
+        side=choice.side,
+        dtype=choice.dtype,
+        device=choice.device,
+        language=choice.language,
+    )
+    with file.open("x", encoding="utf-8") as opened:
+        opened.write(text)
+    Console().print(_plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
     return 0
 
 

@@ -1,11 +1,14 @@
 """Jupyter hosts of the shared renderer: the same ES module as everywhere, fed by anywidget commands.
 
-Features are pulled by the browser and are no widget state, so a saved notebook stays a few kilobytes.
+Features, and the renderer itself, are pulled by the browser and are no widget state, so a saved notebook stays a few
+kilobytes, with or without the state of its widgets.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,10 +21,38 @@ from torch import Tensor
 
 from workbench.features import Backbone, Features
 from workbench.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from workbench.views.comparison import Comparison
 from workbench.views.payloads import PayloadSource, answer
 from workbench.views.similarity import SimilarityView
 
 STATIC = Path(__file__).parent / "static"
+
+_LOADER = """\
+// Takes the shared renderer from the kernel, once a page, and hands the cell over to it.
+const pages = (globalThis.denseFeatureWorkbench ??= new Map());
+
+async function fetched(experimental) {
+  const [, [script, style]] = await experimental.invoke("module", {}, { signal: AbortSignal.timeout(120000) });
+  const sheet = document.createElement("style");
+  sheet.textContent = new TextDecoder().decode(style);
+  document.head.append(sheet);
+  return import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+}
+
+export default {
+  async render({ model, el, experimental }) {
+    const digest = model.get("renderer");
+    if (!pages.has(digest)) pages.set(digest, fetched(experimental));
+    try {
+      const { default: renderer } = await pages.get(digest);
+      return renderer.render({ model, el, experimental });
+    } catch (error) {
+      pages.delete(digest);
+      el.textContent = `Run the cell to show this. 运行该单元格即可显示。(${error?.message ?? error})`;
+    }
+  },
+};
+"""
 
 
 class RendererWidget(anywidget.AnyWidget):
@@ -32,10 +63,10 @@ class RendererWidget(anywidget.AnyWidget):
     travel). Increase `revision` when the source has changed.
     """
 
-    _esm = STATIC / "renderer.js"
-    _css = STATIC / "renderer.css"
+    _esm = _LOADER
+    renderer = traitlets.Unicode().tag(sync=True)
 
-    view = traitlets.Enum(["run", "patches"], "run").tag(sync=True)
+    view = traitlets.Enum(["run", "gram", "patches", "compare"], "run").tag(sync=True)
     selection = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     step = traitlets.Int(allow_none=True, default_value=None).tag(sync=True)
     mode = traitlets.Enum(["both", "pca", "similarity", "image"], "both").tag(sync=True)
@@ -44,11 +75,23 @@ class RendererWidget(anywidget.AnyWidget):
     dtype = traitlets.Enum(["int8", "float16"], "int8").tag(sync=True)
     revision = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, source: PayloadSource, **traits: Any) -> None:
+    def __init__(self, source: PayloadSource | Comparison, **traits: Any) -> None:
         self.source = source
-        super().__init__(**traits)
+        digest = hashlib.sha256(b"".join(self._files())).hexdigest()
+        super().__init__(**{"renderer": digest, **traits})
+
+    @staticmethod
+    def _files() -> list[bytes]:
+        return [(STATIC / name).read_bytes() for name in ("renderer.js", "renderer.css")]
+
+    @command
+    def module(self, message: Any, buffers: list[bytes]) -> tuple[Any, list[bytes]]:
+        """The page asks for the renderer: its module and its style sheet."""
+        return {}, self._files()
 
     def _answer(self, name: str, message: Any) -> tuple[Any, list[bytes]]:
+        if isinstance(self.source, Comparison):
+            return self.source.answer(name, message or {})
         return answer(self.source, name, message or {})
 
     @command
@@ -88,6 +131,7 @@ class RunView(RendererWidget):
 
     def _follow(self, seconds: float) -> None:
         known: Any = None
+        assert not isinstance(self.source, Comparison)
         while self.comm is not None:
             try:
                 summary = self.source.summary()
@@ -101,6 +145,45 @@ class RunView(RendererWidget):
             if not summary["run"] or summary["run"].get("status") != "live":
                 return
             time.sleep(seconds)
+
+
+class GramView(RunView):
+    """The Gram matrix of an image over training steps: `GramView(RunSource("runs/demo"))`, or a `FeatureSteps`.
+
+    Traits beside those of all widgets: `anchor`, the step that others are subtracted from (None: the first), `order`
+    ("raster", "alike") of rows and columns, `reach` (0.25, 0.5, 1) of the difference's colours. Setting `view` to "run"
+    shows the pictures in its place.
+    """
+
+    view = traitlets.Enum(["gram", "run"], "gram").tag(sync=True)
+    anchor = traitlets.Int(allow_none=True, default_value=None).tag(sync=True)
+    order = traitlets.Enum(["raster", "alike"], "raster").tag(sync=True)
+    reach = traitlets.Enum([0.25, 0.5, 1], 0.5).tag(sync=True)
+
+
+class CompareView(RendererWidget):
+    """The same images in the eyes of several backbones, layers or steps, one row each; one click asks all of them.
+
+    `CompareView(images, features)`, with `features` {name: Features of the images}, of any grids and widths; see
+    `workbench.compare.features_by_backbone` and `features_by_layer`. `selection` also has "source", the number of the
+    row, from 0. `select()` tells the selected place in every row's own grid.
+    """
+
+    view = traitlets.Enum(["compare"], "compare").tag(sync=True)
+    sources = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def __init__(
+        self, images: Tensor, features: Mapping[str, Features], *, captions: list[Any] | None = None, **traits: Any
+    ) -> None:
+        self.comparison = Comparison(images, features, captions)
+        height, width = next(iter(self.comparison.features.values())).grid
+        middle = {"source": 0, "image": 0, "row": height // 2, "col": width // 2}
+        super().__init__(self.comparison, **{"sources": self.comparison.names, "selection": middle, **traits})
+
+    def select(self) -> dict[str, dict[str, int]]:
+        """{name: {"image", "row", "col"}} of the current selection."""
+        assert self.selection is not None
+        return self.comparison.select(self.selection)
 
 
 class PatchView(RendererWidget):

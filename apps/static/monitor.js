@@ -155,25 +155,21 @@ class Monitor {
     this.pair = this.modules.pair.create({ live: this.modules.live, onChange: () => this.takeOther() });
     this.pair.wish = address.read().b ?? null;
     this.compared = this.buildCompare();
-    this.gram = this.modules.gram.create({
-      dom: this.modules.dom, words: this.words, parts: this.modules.renderer.parts, language: () => this.language,
-      onPin: (patch) => this.selectPatch(patch),
-    });
     this.curves = this.buildCurves();
     this.sizes = new ResizeObserver(() => this.fitCurves());
     this.sizes.observe(this.stage);
     const { dom, live, renderer, verdicts } = this.modules;
     this.verdicts = verdicts.create({ dom, words: this.words, parts: renderer.parts, getDiseases: live.getDiseases });
-    const panels = { pictures: this.pictures, compare: this.compared, gram: this.gram.node, curves: this.curves };
+    const panels = { pictures: this.pictures, compare: this.compared, gram: this.pictures, curves: this.curves };
     for (const tab of this.tabButtons) {
       const panel = panels[tab.dataset.view];
       tab.id = `mon-tab-${tab.dataset.view}`;
-      panel.id = `mon-panel-${tab.dataset.view}`;
+      panel.id ||= `mon-panel-${tab.dataset.view}`;
       tab.setAttribute('aria-controls', panel.id);
       panel.setAttribute('role', 'tabpanel');
-      panel.setAttribute('aria-labelledby', tab.id);
+      if (tab.dataset.view !== 'gram') panel.setAttribute('aria-labelledby', tab.id);
     }
-    this.stage.append(this.pictures, this.verdicts.node, this.compared, this.gram.node, this.curves, this.empty, this.notice);
+    this.stage.append(this.pictures, this.verdicts.node, this.compared, this.curves, this.empty, this.notice);
     return this.stage;
   }
 
@@ -299,7 +295,6 @@ class Monitor {
     this.compareBar.relabel();
     this.side.relabel();
     this.compare.relabel();
-    this.gram.relabel();
     this.offerOthers();
     this.labelTheme();
     this.fillHelp();
@@ -389,6 +384,8 @@ class Monitor {
       tab.setAttribute('aria-selected', String(chosen));
       tab.tabIndex = chosen ? 0 : -1;
     }
+    this.pictures.setAttribute('aria-labelledby', `mon-tab-${this.view === 'gram' ? 'gram' : 'pictures'}`);
+    this.model?.set('view', this.scene);
     this.cover();
     this.showVerdicts();
     if (this.view !== 'pictures') {
@@ -398,9 +395,12 @@ class Monitor {
     this.takeOther();
   }
 
+  /** What the renderer shows: the Gram matrix of an image is a picture of its own. */
+  get scene() { return this.view === 'gram' ? 'gram' : 'run'; }
+
   /** What a layer covers takes no focus; the timeline below stays. */
   cover() {
-    const covered = this.view !== 'pictures';
+    const covered = !['pictures', 'gram'].includes(this.view);
     for (const part of this.pictures.querySelectorAll('.dfw-top, .dfw-body')) part.inert = covered;
     const view = this.root?.firstElementChild?.view;
     if (!view || view.covered === covered) return;
@@ -427,7 +427,7 @@ class Monitor {
     const timeline = this.pictures.querySelector('.dfw-timeline');
     if (timeline) this.sizes.observe(timeline); // its choices wrap where the window is narrow
     const bottom = timeline ? this.stage.getBoundingClientRect().bottom - timeline.getBoundingClientRect().top : 0;
-    for (const layer of [this.curves, this.compared, this.gram.node]) layer.style.bottom = `${Math.max(0, bottom)}px`;
+    for (const layer of [this.curves, this.compared]) layer.style.bottom = `${Math.max(0, bottom)}px`;
     this.cover();
   }
 
@@ -682,10 +682,6 @@ class Monitor {
     this.knownOther = this.pair.id;
     this.drawRecorded();
     if (this.view === 'curves' && data) this.charts.update(data.series, other && { series: other.series, offset: this.offset });
-    if (this.view === 'gram') {
-      this.gram.show(this.run);
-      this.shareSelection();
-    }
     if (this.view === 'compare') {
       this.compare.show(this.run, this.pair.run, { offset: this.offset, names: { a: data?.run.name ?? '', b: other?.run.name ?? '' } });
       this.shareSelection();
@@ -706,9 +702,9 @@ class Monitor {
     const view = this.root?.firstElementChild?.view;
     if (!view?.begun) return;
     if (this.view === 'pictures') return void this.verdicts.moveTo(view.step, view.pinned);
-    const layer = { compare: this.compare, gram: this.gram }[this.view];
-    layer?.moveTo(view.step);
-    layer?.select(view.pinned);
+    if (this.view !== 'compare') return;
+    this.compare.moveTo(view.step);
+    this.compare.select(view.pinned);
   }
 
   // -- the four diseases ---------------------------------------------------------------------------------------------
@@ -789,7 +785,7 @@ class Monitor {
   // -- the shared renderer -------------------------------------------------------------------------------------------
   async mount() {
     const step = Number(address.read().step);
-    const initial = { view: 'run', language: this.language, theme: this.page.dataset.theme, revision: 0, selection: address.patch(), overlay: null };
+    const initial = { view: this.scene, language: this.language, theme: this.page.dataset.theme, revision: 0, selection: address.patch(), overlay: null };
     if (this.run.data.steps.includes(step)) initial.step = step;
     this.model = this.createModel(initial, (keys) => this.saved(keys));
     this.model.on('change:step', () => this.charts.moveTo(this.model.get('step')));

@@ -39,7 +39,7 @@ README: dict[str, tuple[dict, str, str]] = {
 }
 RECORDED: dict[str, tuple[str, str, str]] = {
     "monitor-compare": ("lab-cured", "&view=compare", ".mon-hero canvas"),
-    "monitor-gram": ("lab-stressed", "&view=gram", ".mon-gram canvas"),
+    "monitor-gram": ("lab-stressed", "&view=gram", ".dfw-gram canvas"),
     "monitor-diagnose": ("lab-stressed", "", ".dfw-pic canvas"),
     "monitor-peak": ("lab-stressed", "&view=curves", ".mon-advice"),
 }

@@ -11,7 +11,7 @@ from workbench.analysis.gram import gram_distance, gram_matrix
 from workbench.runs import Run
 
 pytestmark = pytest.mark.browser
-GRAM = "document.querySelector('.mon-gram')?.gram"
+GRAM = "document.querySelector('.dfw-gram')?.plate"
 
 
 @pytest.fixture
@@ -31,20 +31,19 @@ def test_the_numbers_are_those_of_the_analysis(shown, served):
     said = shown.locator('[data-kind="distance"] figcaption').inner_text()
     distance = gram_distance(now, base).item()
     assert float(said.split(":")[1].split()[0]) == pytest.approx(distance, abs=2e-3)
-    assert shown.evaluate(f"{GRAM}.frames.held.size") >= 2
+    assert shown.evaluate(f"{GRAM}.view.frames.held.size") >= 2
 
 
 def test_a_cell_shows_its_two_patches_and_a_click_chooses_one(shown):
-    box = shown.locator('[data-kind="gram"] .mon-gram-frame').bounding_box()
+    box = shown.locator('[data-kind="gram"] .dfw-gram-frame').bounding_box()
     shown.mouse.move(box["x"] + box["width"] * (2.5 / 16), box["y"] + box["height"] * (6.5 / 16))
-    readout = shown.locator(".mon-gram-readout")
-    shown.wait_for_function("document.querySelector('.mon-gram-readout').innerText.includes('row 2, col 3')")
+    readout = shown.locator(".dfw-gram-readout")
+    shown.wait_for_function("document.querySelector('.dfw-gram-readout').innerText.includes('row 2, col 3')")
     assert "row 1, col 3" in readout.inner_text()
-    marks = shown.locator(".mon-gram .mon-patch")
-    assert [mark.evaluate("(node) => node.style.top") for mark in marks.all()] == ["25%", "0%"]
+    assert shown.evaluate(f"{GRAM}.cell.map((k) => {GRAM}.spot(k))") == [{"row": 1, "col": 2}, {"row": 0, "col": 2}]
     shown.mouse.click(box["x"] + box["width"] * (2.5 / 16), box["y"] + box["height"] * (6.5 / 16))
     shown.wait_for_function("location.hash.includes('patch=2%2C3')")
-    photo = shown.locator('[data-kind="photo"] .mon-gram-frame').bounding_box()
+    photo = shown.locator('[data-kind="photo"] .dfw-gram-frame').bounding_box()
     shown.mouse.click(photo["x"] + photo["width"] * 0.9, photo["y"] + photo["height"] * 0.9)
     shown.wait_for_function("location.hash.includes('patch=4%2C4')")
 
@@ -57,10 +56,10 @@ def test_alike_patches_come_together(shown):
         for (let k = 1; k < n; k++) sum += base[order[k - 1] * n + order[k]];
         return sum / (n - 1);
     }})()"""
-    shown.locator(".mon-gram select").first.select_option("80")  # at step 0 there is no order to find
+    shown.locator(".dfw-gram-controls select").first.select_option("80")  # at step 0 there is no order to find
     shown.wait_for_function(f"{GRAM}.drawn.anchor?.step === 80")
     raster = shown.evaluate(neighbours)
-    shown.locator(".mon-gram select").nth(1).select_option("alike")
+    shown.locator(".dfw-gram-controls select").nth(1).select_option("alike")
     shown.wait_for_function(f"{GRAM}.drawn.order.some((place, k) => place !== k)")
     assert shown.evaluate(neighbours) > raster
     assert sorted(shown.evaluate(f"{GRAM}.drawn.order")) == list(range(16))
@@ -71,7 +70,7 @@ def test_large_grids_are_thinned_evenly(page, served):
     page.wait_for_selector(".mon-run", timeout=60_000)
     script = """async ([rows, columns]) => {
         const { moduleUrls } = document.querySelector('.mon-host');
-        return (await import(moduleUrls.gram)).chosenPlaces(rows, columns);
+        return (await import(moduleUrls.renderer)).chosenPlaces(rows, columns);
     }"""
     assert page.evaluate(script, [4, 6]) == list(range(24))
     places = page.evaluate(script, [64, 40])

@@ -94,9 +94,24 @@ def align_basis(basis: Basis, reference: Basis) -> Basis:
         )
     components = basis.components.double()
     left, _, right = torch.linalg.svd(reference.components.to(components) @ components.T)
-    rotation = left @ right
-    variance = (rotation.square() * basis.variance.to(rotation)).sum(dim=1)
-    return basis._replace(components=(rotation @ components).float(), variance=variance.float())
+    return _rotated(basis, left @ right)
+
+
+def align_to_coordinates(basis: Basis, tokens: Tensor, coordinates: Tensor) -> Basis:
+    """`basis` rotated within its own subspace so that `tokens` [N, D] project near to `coordinates` [N, C].
+
+    For two feature spaces of any widths that describe the same N patches: their colours come as close as a rotation
+    brings them, scale apart. Source: orthogonal Procrustes problem (Schoenemann 1966). Raises ValueError for other
+    shapes or values that are not finite.
+    """
+    projected = project(basis, tokens).double()
+    wanted = coordinates.to(projected)
+    if projected.shape != wanted.shape or projected.dim() != 2:
+        raise ValueError(f"coordinates are {tuple(projected.shape)} here, got {tuple(wanted.shape)}.")
+    if not (torch.isfinite(projected).all() and torch.isfinite(wanted).all()):
+        raise ValueError("align_to_coordinates wants finite tokens and coordinates; these hold NaN or infinity.")
+    left, _, right = torch.linalg.svd((wanted - wanted.mean(0)).T @ (projected - projected.mean(0)))
+    return _rotated(basis, left @ right)
 
 
 def project(basis: Basis, tokens: Tensor) -> Tensor:
@@ -148,6 +163,12 @@ def _moments(tokens: Tensor, accumulate: torch.dtype) -> tuple[Tensor, Tensor]:
     shift = total / len(tokens)
     covariance = (products - len(tokens) * torch.outer(shift, shift)) / (len(tokens) - 1)
     return near.double() + shift, covariance
+
+
+def _rotated(basis: Basis, rotation: Tensor) -> Basis:
+    """`rotation` [C, C], orthogonal, applied within the subspace; `variance` told along the new components."""
+    variance = (rotation.square() * basis.variance.to(rotation)).sum(dim=1)
+    return basis._replace(components=(rotation @ basis.components.double()).float(), variance=variance.float())
 
 
 def _fix_signs(components: Tensor) -> Tensor:

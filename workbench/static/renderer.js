@@ -6,7 +6,7 @@
 //   experimental.invoke(name, message) -> Promise<[json, [bytes]]>, names: summary, image, probes, basis
 // The payloads are described in workbench/views/payloads.py.
 // Sections: 1 words · 2 colour · 3 safetensors · 4 similarity kernels · 5 frames · 6 DOM · 7 stage · 8 inspector ·
-// 9 timeline · 10 view · 11 render
+// 9 timeline · 10 Gram matrix · 11 view · 12 comparison · 13 render
 
 // ---------------------------------------------------------------------------------------------------- 1 words
 
@@ -35,6 +35,12 @@ const WORDS = {
       ["Home, End", "first, last step"], ["Space", "play or pause"], ["f", "follow the latest step, or stop following"], ["1 – 9", "choose an image"], ["m", "next mode"],
       ["i", "raw or interpolated"], ["?", "this list"]],
     canvas: "Arrow keys move the selected patch.",
+    gram: { title: "Gram matrix of an image", anchor: "Difference to", order: "Order", orders: { raster: "as the image is read", alike: "alike patches together" },
+      reach: "Range of the difference", matrix: (step) => `Gram matrix (cosines) at ${step}, −0.2 … 1`, difference: (step, anchor) => `${step} minus ${anchor}`,
+      distance: (anchor, now) => `Gram distance to ${anchor}, over steps: ${now} now`, image: (image) => `image ${image}`,
+      hint: (n) => `${n} patches. Point at a cell to see its two patches; click the image to choose a patch.`,
+      readout: (a, b, cosine, before) => `${a} and ${b}: cosine ${cosine}, at the anchor ${before}` },
+    lead: "Click any picture: the same place is asked of every row.", bestIn: (name) => `best match in ${name}`,
     status: { live: "live", ended: "finished", stopped: "stopped", crashed: "crashed", silent: "silent" },
     kinds: { started: "started", resumed: "resumed", saved: "saved", finished: "finished", stopped: "stopped",
       "nan-skipped": "step skipped", diverged: "diverged", "bad-image": "unreadable image",
@@ -90,6 +96,12 @@ const WORDS = {
       ["Home、End", "第一步、最后一步"], ["空格", "播放或暂停"], ["f", "跟随最新一步，或停止跟随"], ["1 – 9", "选择图像"], ["m", "切换显示内容"],
       ["i", "原始网格或插值"], ["?", "显示此列表"]],
     canvas: "方向键可移动所选图块。",
+    gram: { title: "一幅图像的 Gram 矩阵", anchor: "与之相减", order: "排列", orders: { raster: "按图像逐行", alike: "相似图块相邻" },
+      reach: "差值范围", matrix: (step) => `${step}的 Gram 矩阵（余弦），−0.2 … 1`, difference: (step, anchor) => `${step}减${anchor}`,
+      distance: (anchor, now) => `各步到${anchor}的 Gram 距离：当前 ${now}`, image: (image) => `图像 ${image}`,
+      hint: (n) => `${n} 个图块。指向一个格子即可看到它的两个图块；点击图像可选择图块。`,
+      readout: (a, b, cosine, before) => `${a} 与 ${b}：余弦 ${cosine}，锚定步为 ${before}` },
+    lead: "点击任意图像：各行显示同一位置。", bestIn: (name) => `${name} 中的最佳匹配`,
     status: { live: "进行中", ended: "已完成", stopped: "已停止", crashed: "异常中断", silent: "无响应" },
     kinds: { started: "开始", resumed: "继续", saved: "保存", finished: "完成", stopped: "停止",
       "nan-skipped": "跳过一步", diverged: "发散", "bad-image": "图像无法读取", "checkpoint-rejected": "检查点无效",
@@ -472,7 +484,7 @@ const clip255 = (x) => (x < 0 ? 0 : x > 255 ? 255 : x | 0);
 /** Steps held in memory, least recently shown out first; loads what is wanted, then what is near it. */
 export class Frames {
   constructor(load, { budget = 256 * 2 ** 20, changed = () => {} } = {}) {
-    Object.assign(this, { load, budget, changed, steps: [], wanted: null, held: new Map(), pending: new Set() });
+    Object.assign(this, { load, budget, changed, steps: [], wanted: null, kept: null, held: new Map(), pending: new Set() });
     this.failures = new Map();
     this.bytes = 0;
     this.closed = false;
@@ -495,6 +507,13 @@ export class Frames {
     return frame;
   }
 
+  /** Ask for a step that stays in memory whatever else is wanted; returns its frame, or undefined while it is on its way. */
+  keep(step) {
+    this.kept = step;
+    this.fill();
+    return this.held.get(step);
+  }
+
   /** The held frame whose step is nearest, for drawing while the wanted one loads. */
   nearest(step) {
     let best;
@@ -504,10 +523,10 @@ export class Frames {
     return best;
   }
 
-  /** The next step to load: the wanted one always, others only while they fit the budget. */
+  /** The next step to load: the wanted and the kept one always, others only while they fit the budget. */
   nextStep() {
     const free = (step) => !this.held.has(step) && !this.pending.has(step) && (this.failures.get(step) ?? 0) < 3;
-    if (this.wanted !== null && this.steps.includes(this.wanted) && free(this.wanted)) return this.wanted;
+    for (const first of [this.wanted, this.kept]) if (first !== null && this.steps.includes(first) && free(first)) return first;
     const size = this.held.size ? this.bytes / this.held.size : 0;
     if (this.bytes + size * (this.pending.size + 1) > this.budget) return undefined;
     const centre = this.wanted ?? this.steps[this.steps.length - 1];
@@ -541,7 +560,7 @@ export class Frames {
     this.bytes += frame.bytes;
     for (const [step, old] of this.held) {
       if (this.bytes <= this.budget || this.held.size === 1) break;
-      if (step === frame.step || step === this.wanted) continue;
+      if (step === frame.step || step === this.wanted || step === this.kept) continue;
       this.held.delete(step);
       this.bytes -= old.bytes;
     }
@@ -869,7 +888,7 @@ class Stage {
   layout() {
     const { view, grid } = this, { probes } = view.summary, box = this.element.getBoundingClientRect();
     if (box.width < 40) return;
-    const height = view.isRun ? Math.max(this.element.clientHeight - 4, 200) : 460, aspect = probes.image[0] / probes.image[1];
+    const height = view.isRun ? Math.max(this.element.clientHeight - 4, 200) : view.model.get("height") ?? 460, aspect = probes.image[0] / probes.image[1];
     const share = (tall) => layoutGrid({ probes: probes.count, pictures: this.kinds().length, width: box.width, height: tall, aspect });
     const fit = this.hasHero() ? this.shareWithHero(box.width, height, aspect, share) : share(height);
     grid.style.gridTemplateColumns = `repeat(${fit.columns}, max-content)`;
@@ -1482,7 +1501,305 @@ function axisOf(values) {
   return [bottom, top, ticks ?? [low]];
 }
 
-// ---------------------------------------------------------------------------------------------------- 10 view
+// ---------------------------------------------------------------------------------------------------- 10 Gram matrix
+
+const MOST = 256; // patches of an image that take part; of larger grids an even subset
+const REACHES = [0.25, 0.5, 1];
+const GRAM_RANGE = [-0.2, 1];
+const MATRICES = 6; // kept in memory
+const SLICE = 12; // milliseconds of a frame for distances of other steps
+
+/** Places of at most about `most` patches of a grid, evenly spread: every stride-th row and column. */
+export function chosenPlaces(rows, columns, most = MOST) {
+  const stride = Math.ceil(Math.sqrt((rows * columns) / most)), places = [];
+  for (let row = (stride - 1) >> 1; row < rows; row += stride) {
+    for (let col = (stride - 1) >> 1; col < columns; col += stride) places.push(row * columns + col);
+  }
+  return places;
+}
+
+/** Cosines [n * n] between the patches `places` of image `image` of a frame. */
+export function gramMatrix(frame, image, places) {
+  const { rows, inverse, width } = frame, n = places.length, first = image * frame.height * frame.columns;
+  const gram = new Float32Array(n * n);
+  for (let i = 0; i < n; i++) {
+    const a = first + places[i];
+    for (let j = i; j < n; j++) {
+      const b = first + places[j];
+      let sum = 0;
+      for (let k = 0, p = a * width, q = b * width; k < width; k++) sum += rows[p++] * rows[q++];
+      gram[i * n + j] = gram[j * n + i] = sum * inverse[a] * inverse[b];
+    }
+  }
+  return gram;
+}
+
+/** Mean squared difference of two matrices: the Gram distance (DINOv3, equation 2, as a mean). */
+export function gramDistance(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i] - b[i]) ** 2;
+  return sum / a.length;
+}
+
+/** Rows by their entry in the leading eigenvector of the centred matrix, found by power iteration: alike ones meet. */
+export function alikeOrder(gram, n) {
+  const mean = new Float32Array(n).map((_, i) => gram.subarray(i * n, (i + 1) * n).reduce((a, b) => a + b, 0) / n);
+  const all = mean.reduce((a, b) => a + b, 0) / n;
+  let vector = Float32Array.from({ length: n }, (_, i) => Math.sin(i + 1));
+  for (let turn = 0; turn < 40; turn++) {
+    const next = new Float32Array(n);
+    for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) next[i] += (gram[i * n + j] - mean[i] - mean[j] + all) * vector[j];
+    const length = Math.hypot(...next) || 1;
+    vector = next.map((x) => x / length);
+  }
+  return Array.from(vector.keys()).sort((a, b) => vector[a] - vector[b]);
+}
+
+/**
+ * The Gram matrix of one image at the chosen step, its difference to an anchor step, and how far it has moved over all
+ * steps. Hovering a cell shows its two patches on the image; hovering the image shows the patch's row.
+ */
+class GramPlate {
+  constructor(view) {
+    this.view = view;
+    this.cell = null; // [i, j] among the places, pointed at; j is null for a place on the image
+    this.matrices = new Map();
+    this.distances = new WeakMap();
+    const { gram } = view.words;
+    this.controls = h("div", { class: "dfw-controls dfw-gram-controls" });
+    this.photo = this.panel("photo");
+    this.matrix = this.panel("gram");
+    this.difference = this.panel("difference");
+    this.curve = this.panel("distance");
+    this.readout = h("p", { class: "dfw-gram-readout" });
+    const panels = [this.photo, this.matrix, this.difference, this.curve].map(({ node }) => node);
+    this.element = h("section", { class: "dfw-gram", "aria-label": gram.title }, h("div", { class: "dfw-gram-body" }, ...panels), this.readout);
+    this.element.plate = this; // for tests
+    this.listen();
+  }
+
+  panel(kind) {
+    const canvas = h("canvas", { role: "img" }), caption = h("figcaption", {}), frame = h("div", { class: "dfw-gram-frame" }, canvas);
+    return { kind, canvas, caption, frame, node: h("figure", { class: "dfw-gram-panel", data: { kind } }, frame, caption) };
+  }
+
+  listen() {
+    const { view } = this, leave = () => this.point(null);
+    for (const { frame } of [this.matrix, this.difference]) {
+      frame.addEventListener("pointermove", (event) => this.point(this.cellAt(event, frame)));
+      frame.addEventListener("pointerleave", leave);
+      frame.addEventListener("pointerup", (event) => {
+        this.point(this.cellAt(event, frame));
+        if (this.cell) view.pin({ image: view.pinned.image, ...this.spot(this.cell[0]) });
+      });
+    }
+    const { frame } = this.photo;
+    frame.addEventListener("pointerdown", (event) => this.pinAt(event));
+    frame.addEventListener("pointermove", (event) => {
+      if (event.buttons & 1) this.pinAt(event);
+      else this.point([this.nearest(this.patchAt(event)), null]);
+    });
+    frame.addEventListener("pointerleave", leave);
+  }
+
+  point(cell) {
+    this.cell = cell;
+    this.view.schedule();
+  }
+
+  // -- what is shown
+
+  get anchorStep() {
+    const { steps } = this.view.summary, wish = this.view.model.get("anchor");
+    return steps.includes(wish) ? wish : steps[0];
+  }
+
+  get order() {
+    return this.view.model.get("order") === "alike" ? "alike" : "raster";
+  }
+
+  get reach() {
+    const wish = this.view.model.get("reach");
+    return REACHES.includes(wish) ? wish : 0.5;
+  }
+
+  get places() {
+    const [rows, columns] = this.view.grid, key = `${rows},${columns}`;
+    if (this.placesKey !== key) Object.assign(this, { placesKey: key, placesMade: chosenPlaces(rows, columns) });
+    return this.placesMade;
+  }
+
+  /** Row and column of the k-th place. */
+  spot(k) {
+    const columns = this.view.grid[1], place = this.places[k];
+    return { row: Math.floor(place / columns), col: place % columns };
+  }
+
+  /** The place that lies nearest to a patch: its index. */
+  nearest({ row, col }) {
+    let best = 0, least = Infinity;
+    for (let k = 0; k < this.places.length; k++) {
+      const spot = this.spot(k), far = (spot.row - row) ** 2 + (spot.col - col) ** 2;
+      if (far < least) [best, least] = [k, far];
+    }
+    return best;
+  }
+
+  matrixOf(frame) {
+    const { image } = this.view.pinned, key = `${frame.step}:${image}`, known = this.matrices.get(key);
+    this.matrices.delete(key);
+    const entry = known?.frame === frame ? known : { frame, gram: gramMatrix(frame, image, this.places) };
+    this.matrices.set(key, entry);
+    if (this.matrices.size > MATRICES) this.matrices.delete(this.matrices.keys().next().value);
+    return entry.gram;
+  }
+
+  /** [[step, distance to the anchor]] of the frames in memory; not all at once: the rest comes with the next frames. */
+  distancesTo(anchor) {
+    const { view } = this, key = `${view.pinned.image}:${anchor.step}`, until = performance.now() + SLICE, points = [];
+    const base = this.matrixOf(anchor);
+    for (const frame of view.frames.held.values()) {
+      let own = this.distances.get(frame);
+      if (own?.anchor !== anchor) this.distances.set(frame, (own = { anchor, of: new Map() }));
+      if (!own.of.has(key) && performance.now() < until) own.of.set(key, gramDistance(gramMatrix(frame, view.pinned.image, this.places), base));
+      if (own.of.has(key)) points.push([frame.step, own.of.get(key)]);
+      else view.schedule();
+    }
+    return points.sort((a, b) => a[0] - b[0]);
+  }
+
+  // -- pointing
+
+  cellAt(event, frame) {
+    if (!this.drawn) return null;
+    const box = frame.getBoundingClientRect(), n = this.places.length;
+    const at = (offset, size) => clamp(Math.floor((offset / size) * n), 0, n - 1);
+    return [at(event.clientY - box.top, box.height), at(event.clientX - box.left, box.width)].map((k) => this.drawn.order[k]);
+  }
+
+  patchAt(event) {
+    const [rows, columns] = this.view.grid, box = this.photo.frame.getBoundingClientRect();
+    const at = (offset, size, count) => clamp(Math.floor((offset / size) * count), 0, count - 1);
+    return { row: at(event.clientY - box.top, box.height, rows), col: at(event.clientX - box.left, box.width, columns) };
+  }
+
+  pinAt(event) {
+    this.cell = null;
+    this.view.pin({ image: this.view.pinned.image, ...this.patchAt(event) });
+  }
+
+  // -- drawing
+
+  draw(now) {
+    const { view } = this;
+    if (!now || !this.element.clientWidth) return;
+    this.label();
+    const anchor = view.frames.keep(this.anchorStep), gram = this.matrixOf(now), base = anchor ? this.matrixOf(anchor) : null;
+    const n = this.places.length, order = this.orderOf(base ?? gram, n);
+    this.drawn = { now, anchor, gram, base, order };
+    this.fit();
+    this.paint(this.matrix.canvas, n, (rgba) => colourCosines(permuted(gram, order), GRAM_RANGE, rgba));
+    this.difference.node.hidden = !base;
+    if (base) this.paint(this.difference.canvas, n, (rgba) => colourDifferences(permuted(gram, order), permuted(base, order), this.reach, rgba));
+    if (anchor) this.drawCurve(this.distancesTo(anchor));
+    this.drawPhoto();
+    this.describe();
+  }
+
+  orderOf(gram, n) {
+    if (this.order === "raster") return Array.from({ length: n }, (_, i) => i);
+    if (this.orderedFor !== gram) Object.assign(this, { orderedFor: gram, orderMade: alikeOrder(gram, n) });
+    return this.orderMade;
+  }
+
+  /** Squares as large as the room allows. */
+  fit() {
+    const [tall, wide] = this.view.summary.probes.image, { clientWidth, clientHeight } = this.element;
+    const side = Math.max(120, Math.floor(Math.min((clientWidth - 80) / 3, clientHeight - 190)));
+    const photo = this.photo.frame.style;
+    photo.width = `${Math.floor(tall > wide ? (side * wide) / tall : side)}px`;
+    photo.aspectRatio = `${wide} / ${tall}`;
+    for (const { frame } of [this.matrix, this.difference]) Object.assign(frame.style, { width: `${side}px`, aspectRatio: "1" });
+  }
+
+  paint(canvas, n, write) {
+    if (canvas.width !== n) Object.assign(canvas, { width: n, height: n });
+    const pixels = new ImageData(n, n);
+    write(pixels.data);
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  /** The image with the two patches that are pointed at; the row of the first is marked beside the matrices. */
+  drawPhoto() {
+    const { view, drawn } = this, { clientWidth: width, clientHeight: height } = this.photo.frame, [rows, columns] = view.grid;
+    const bitmap = view.stage.bitmaps.get(view.pinned.image), pair = this.cell ?? [this.nearest(view.pinned), null];
+    const context = fitCanvas(this.photo.canvas, width, height);
+    if (bitmap) context.drawImage(bitmap, 0, 0, width, height);
+    pair.forEach((k, which) => {
+      if (k === null) return;
+      const { row, col } = this.spot(k), w = width / columns, t = height / rows;
+      outline(context, col * w, row * t, w, t, [QUERY, MATCH][which]);
+    });
+    const at = (drawn.order.indexOf(pair[0]) + 0.5) / this.places.length;
+    for (const { frame } of [this.matrix, this.difference]) frame.style.setProperty("--row", `${100 * at}%`);
+  }
+
+  drawCurve(points) {
+    const { view } = this, { clientWidth: width, clientHeight: height } = this.curve.frame, { steps } = view.summary;
+    this.points = points;
+    if (width < 40) return;
+    const context = fitCanvas(this.curve.canvas, width, height), span = Math.max(1, steps[steps.length - 1] - steps[0]);
+    const top = points.reduce((most, [, y]) => Math.max(most, y), 1e-6);
+    const x = (step) => 8 + ((step - steps[0]) / span) * (width - 16), y = (value) => height - 6 - (value / top) * (height - 14);
+    context.strokeStyle = view.colours.muted;
+    line(context, [[x(this.drawn.now.step), 0], [x(this.drawn.now.step), height]]);
+    context.strokeStyle = view.colours.accent;
+    context.lineWidth = 2;
+    line(context, points.map(([step, value]) => [x(step), y(value)]));
+  }
+
+  // -- words
+
+  label() {
+    const { view } = this, { words } = view, { gram } = words, { steps } = view.summary;
+    const key = JSON.stringify([steps, this.anchorStep, this.order, this.reach]);
+    if (key === this.labelled) return;
+    this.labelled = key;
+    const set = (name, read) => (value) => {
+      view.model.set(name, read(value));
+      view.tell({});
+      view.schedule();
+    };
+    this.controls.replaceChildren(
+      selectBox(gram.anchor, steps.map((step) => [step, stepWords(words, step)]), this.anchorStep, set("anchor", Number)),
+      selectBox(gram.order, Object.entries(gram.orders), this.order, set("order", String)),
+      selectBox(gram.reach, REACHES.map((reach) => [reach, `−${reach} … ${reach}`]), this.reach, set("reach", Number)));
+  }
+
+  describe() {
+    const { view, drawn: { now, anchor, gram, base } } = this, { words } = view, said = words.gram, n = this.places.length;
+    const from = anchor ? stepWords(words, anchor.step) : "…", step = stepWords(words, now.step);
+    const texts = { photo: said.image(view.pinned.image + 1), gram: said.matrix(step), difference: said.difference(step, from),
+      distance: said.distance(from, base ? signed(gramDistance(gram, base), 4) : "…") };
+    for (const { kind, canvas, caption } of [this.photo, this.matrix, this.difference, this.curve]) {
+      say(caption, texts[kind]);
+      if (canvas.getAttribute("aria-label") !== texts[kind]) canvas.setAttribute("aria-label", texts[kind]);
+    }
+    const [i, j] = this.cell ?? [null, null];
+    if (j === null) return say(this.readout, said.hint(n));
+    const spots = [i, j].map((k) => this.spot(k)).map(({ row, col }) => words.spot(row + 1, col + 1));
+    say(this.readout, said.readout(...spots, signed(gram[i * n + j], 3), base ? signed(base[i * n + j], 3) : "…"));
+  }
+}
+
+/** A matrix with its rows and columns in another order. */
+function permuted(gram, order) {
+  const n = order.length, out = new Float32Array(n * n);
+  for (let i = 0, at = 0; i < n; i++) for (let j = 0; j < n; j++) out[at++] = gram[order[i] * n + order[j]];
+  return out;
+}
+
+// ---------------------------------------------------------------------------------------------------- 11 view
 
 const MODES = ["both", "pca", "similarity", "image"];
 const PLAY_INTERVAL = 220; // milliseconds a step
@@ -1497,7 +1814,7 @@ class View {
     this.fitted = []; // steps that the basis was fitted on
     this.curves = { main: "", against: "" };
     this.chosen = {}; // the curves that the person chose; otherwise the best there are so far
-    this.isRun = model.get("view") !== "patches";
+    this.isRun = model.get("view") !== "patches"; // with a timeline
     this.mode = MODES.includes(model.get("mode")) ? model.get("mode") : "both";
     this.step = 0;
     this.pinned = { image: 0, row: 0, col: 0 };
@@ -1507,6 +1824,7 @@ class View {
     this.frames = new Frames((step) => this.loadStep(step), { changed: (step, error) => this.stepLoaded(step, error) });
     this.root = h("div", { class: "dfw", tabindex: "-1", "data-lm-suppress-shortcuts": "true", data: { view: this.isRun ? "run" : "patches" } });
     this.root.addEventListener("keydown", (event) => this.key(event));
+    this.root.view = this;
     el.append(this.root);
     this.buildShell();
     this.watch();
@@ -1549,6 +1867,7 @@ class View {
   buildShell() {
     const { words } = this;
     this.stage = new Stage(this);
+    this.plate = this.isRun ? new GramPlate(this) : null;
     this.inspector = this.isRun ? new Inspector(this) : null;
     this.timeline = this.isRun ? new Timeline(this) : null;
     this.title = h("div", { class: "dfw-title" });
@@ -1556,14 +1875,31 @@ class View {
     this.status = h("p", { class: "dfw-statusline", hidden: this.isRun });
     this.notice = h("div", { class: "dfw-notice", hidden: true, role: "alert" });
     this.help = this.buildHelp();
-    this.body = h("div", { class: "dfw-body" }, this.stage.element, this.inspector?.element);
+    this.body = h("div", { class: "dfw-body" }, this.stage.element, this.inspector?.element, this.plate?.element);
+    this.controls = this.buildControls();
     this.sizeObserver?.disconnect();
     this.sizeObserver = new ResizeObserver(() => this.resize());
     for (const node of [this.root, this.stage.element]) this.sizeObserver.observe(node);
     this.root.lang = words === WORDS.zh ? "zh-CN" : "en";
-    this.root.replaceChildren(h("div", { class: "dfw-top" }, this.title, this.stage.legend, this.buildControls()), this.notice, this.body,
+    this.root.replaceChildren(h("div", { class: "dfw-top" }, this.title, this.stage.legend, this.controls, this.plate?.controls), this.notice, this.body,
       this.status, ...(this.timeline ? [this.timeline.element] : []), this.live, this.help);
     this.applyTheme();
+    this.showScene();
+  }
+
+  /** Pictures, or the Gram matrix of the chosen image in their place. */
+  get isGram() {
+    return Boolean(this.plate) && this.model.get("view") === "gram";
+  }
+
+  showScene() {
+    if (!this.plate) return;
+    const gram = this.isGram;
+    this.root.dataset.scene = gram ? "gram" : "pictures";
+    for (const part of [this.plate.element, this.plate.controls]) part.hidden = !gram;
+    for (const part of [this.stage.element, this.stage.legend, this.controls, this.inspector.element]) part.hidden = gram;
+    if (this.summary && !gram) this.arrange();
+    this.schedule();
   }
 
   buildControls() {
@@ -1575,15 +1911,11 @@ class View {
       modes.append(h("label", {}, input, h("span", { text: words[mode] })));
     }
     const slider = h("input", { type: "range", min: "0", max: "1", step: "0.05", value: this.opacity,
-      on: { input: () => { this.opacity = Number(slider.value); this.schedule(); } } });
+      on: { input: () => this.look({ opacity: Number(slider.value) }) } });
     this.modes = modes;
     this.smoothSelect = selectBox(words.grid, [["raw", words.raw], ["smooth", words.smooth]], this.smooth ? "smooth" : "raw",
-      (value) => { this.smooth = value === "smooth"; this.schedule(); });
-    const range = selectBox(words.range, [["unit", "0 … 1"], ["signed", "−1 … 1"]], this.range, (value) => {
-      this.range = value;
-      if (this.ready) this.stage.build();
-      this.schedule();
-    });
+      (value) => this.look({ smooth: value === "smooth" }));
+    const range = selectBox(words.range, [["unit", "0 … 1"], ["signed", "−1 … 1"]], this.range, (value) => this.look({ range: value }));
     const help = h("button", { class: "dfw-icon dfw-ask", type: "button", text: "?", title: words.help, "aria-label": words.help,
       on: { click: () => this.help.showModal() } });
     const controls = h("div", { class: "dfw-controls" }, modes,
@@ -1606,9 +1938,10 @@ class View {
   }
 
   buildTitle() {
-    const { run } = this.summary, { words } = this;
-    if (!run?.name) return this.title.replaceChildren();
-    this.title.replaceChildren(h("h2", { text: run.name }), h("span", { class: "dfw-phase", text: run.phase ?? "" }));
+    const { run } = this.summary, { words } = this, name = run?.name ?? this.sourceName;
+    if (!name) return this.title.replaceChildren();
+    this.title.replaceChildren(h("h2", { text: name, title: name }), h("span", { class: "dfw-phase", text: run?.phase ?? "" }));
+    if (!run) return;
     if (run.status) this.title.append(h("span", { class: "dfw-chip", text: words.status[run.status] ?? run.status, data: { status: run.status } }));
   }
 
@@ -1635,6 +1968,7 @@ class View {
     this.handlers = {
       selection: () => this.selectionFromModel(), step: () => this.stepFromModel(), mode: () => this.setMode(this.model.get("mode")),
       language: () => this.rebuild(), theme: retheme, revision: () => this.refresh(), overlay: () => this.timeline?.redraw(),
+      view: () => this.showScene(), ...Object.fromEntries(["anchor", "order", "reach"].map((key) => [key, () => this.isGram && this.schedule()])),
     };
     for (const [key, f] of Object.entries(this.handlers)) this.model.on(`change:${key}`, f);
   }
@@ -1706,6 +2040,7 @@ class View {
     if (this.abort.signal.aborted) return;
     if (this.ready) this.begin();
     this.mount();
+    this.onbegin?.();
   }
 
   /** The first selection and step, from the model where it has them; then load. */
@@ -1820,9 +2155,18 @@ class View {
     if (this.summary?.steps.includes(wish) && wish !== this.step) this.scrubTo(wish);
   }
 
+  /** How pictures are drawn: {opacity, smooth, range}, those that change. */
+  look(change) {
+    Object.assign(this, change);
+    if (change.range && this.ready) this.stage.build();
+    this.schedule();
+    this.onlook?.(change);
+  }
+
   hover(patch, timeStamp) {
     if (samePatch(patch, this.hovered)) return;
     this.hovered = patch;
+    this.onpoint?.(patch, false);
     this.schedule(timeStamp);
   }
 
@@ -1830,6 +2174,7 @@ class View {
     this.hovered = null;
     if (samePatch(patch, this.pinned)) return void this.schedule();
     this.pinned = patch;
+    this.onpoint?.(patch, true);
     this.tell({ selection: patch });
     this.schedule(timeStamp);
   }
@@ -1857,6 +2202,7 @@ class View {
     this.tell({ mode });
     if (this.ready) this.stage.build();
     this.schedule();
+    this.onlook?.({ mode });
   }
 
   setFollow(follow) {
@@ -1947,7 +2293,7 @@ class View {
   shortcut(key) {
     const { steps, probes } = this.summary, last = steps.length - 1, run = this.isRun && steps.length;
     const commands = { m: () => this.setMode(MODES[(MODES.indexOf(this.mode) + 1) % MODES.length]), "?": () => this.help.showModal(),
-      i: () => { this.smooth = !this.smooth; this.schedule(); this.smoothSelect.querySelector("select").value = this.smooth ? "smooth" : "raw"; } };
+      i: () => { this.look({ smooth: !this.smooth }); this.smoothSelect.querySelector("select").value = this.smooth ? "smooth" : "raw"; } };
     if (run) Object.assign(commands, { "[": () => this.stepBy(-1), "]": () => this.stepBy(1), " ": () => this.togglePlay(),
       f: () => this.setFollow(!this.follow), Home: () => this.scrubTo(steps[0]), End: () => this.scrubTo(steps[last]) });
     if (/^[1-9]$/.test(key) && Number(key) <= probes.count) {
@@ -1974,6 +2320,7 @@ class View {
     this.timeline?.update(frame?.step ?? this.step);
     this.onframe?.(); // for a page that shows the same step and patch in its own way
     if (this.covered) return; // the timeline alone is in sight
+    if (this.isGram) return this.plate.draw(frame);
     if (!frame) return this.stage.drawLayers(this.pinned, []);
     const query = this.hovered ?? this.pinned, index = (query.image * frame.height + query.row) * frame.columns + query.col;
     const before = performance.now();
@@ -2033,8 +2380,8 @@ class View {
   sentence(frame, query, index, match) {
     const { words } = this, place = (p) => words.place(p.image + 1, p.row + 1, p.col + 1);
     const cls = clsCosine(frame, index), parts = [`${words.selected}: ${place(query)}`, `${words.norm} ${frame.norms[index].toPrecision(3)}`];
-    if (cls !== null) parts.push(`${words.cls} ${cls.toFixed(2)}`);
-    if (match) parts.push(`${words.best}: ${place(match)}, ${match.value.toFixed(2)}`);
+    if (cls !== null) parts.push(`${words.cls} ${signed(cls, 2)}`);
+    if (match) parts.push(`${words.best}: ${place(match)}, ${signed(match.value, 2)}`);
     return `${parts.join(" · ")}.`;
   }
 
@@ -2054,12 +2401,138 @@ class View {
 const sameNumbers = (a, b) => Object.keys(a).every((key) => a[key].length === b[key].length && a[key].every((x, i) => x === b[key][i]));
 const samePatch = (a, b) => a === b || (a && b && a.image === b.image && a.row === b.row && a.col === b.col);
 
-// ---------------------------------------------------------------------------------------------------- 11 render
+// ---------------------------------------------------------------------------------------------------- 12 comparison
+
+/**
+ * The same images in the eyes of several sources (backbones, layers or steps), one row each: a patch chosen in one is
+ * asked of all others at the same place of the picture, whatever their grids. model "sources": their names; questions
+ * to the host carry {source: k}; "selection" tells {source, image, row, col}.
+ */
+class Comparison {
+  constructor(model, el, invoke) {
+    Object.assign(this, { model, el, invoke });
+    this.root = h("div", { class: "dfw dfw-comparison", tabindex: "-1", "data-lm-suppress-shortcuts": "true", data: { view: "compare" } });
+    this.root.addEventListener("keydown", (event) => this.views[0] && !event.target.closest(".dfw-compared") && this.views[0].key(event));
+    this.root.view = this;
+    el.append(this.root);
+    this.handlers = { language: () => this.build(), selection: () => this.selectionFromModel(), revision: () => this.views.forEach((view) => view.refresh()),
+      theme: () => this.retheme(), mode: () => this.views[0]?.setMode(model.get("mode")) };
+    for (const [key, f] of Object.entries(this.handlers)) model.on(`change:${key}`, f);
+    this.build();
+  }
+
+  build() {
+    this.closeViews();
+    const words = wordsOf(this.model.get("language")), names = this.model.get("sources") ?? [];
+    this.bar = h("div", { class: "dfw-top" }, h("p", { class: "dfw-lead", text: words.lead }));
+    const places = names.map(() => h("div", { class: "dfw-compared" }));
+    this.root.lang = words === WORDS.zh ? "zh-CN" : "en";
+    this.rows = h("div", { class: "dfw-rows", data: { columns: names.length > 3 ? 2 : 1 } }, ...places);
+    this.root.replaceChildren(this.bar, this.rows);
+    this.views = places.map((place, k) => this.row(place, k, names[k]));
+    if (this.views[0]) this.bar.append(this.views[0].controls); // one set of controls for all rows
+    for (const view of this.views.slice(1)) view.controls.remove();
+    this.retheme();
+  }
+
+  row(place, source, name) {
+    const { length } = this.model.get("sources"), own = { view: "patches", height: clamp(640 / (length > 3 ? Math.ceil(length / 2) : length), 150, 300) };
+    const model = {
+      get: (key) => (key in own ? own[key] : key === "selection" ? this.selectionOf(source) : this.model.get(key)),
+      set: (key, value) => { own[key] = value; }, save_changes: () => {}, on: () => {}, off: () => {},
+    };
+    const view = new View(model, place, (question, message) => this.invoke(question, { ...message, source }));
+    view.sourceName = name;
+    view.onpoint = (patch, pinned) => this.point(source, patch, pinned);
+    view.onlook = (change) => this.look(source, change);
+    view.onbegin = () => this.place();
+    return view;
+  }
+
+  /** What the model selects, in the row it speaks of; `place` brings the others there. */
+  selectionOf(source) {
+    const wish = this.model.get("selection");
+    return wish && (wish.source ?? 0) === source ? { image: wish.image, row: wish.row, col: wish.col } : null;
+  }
+
+  /** All rows at the place that the model selects, once they know their grids. */
+  place() {
+    const lead = this.views[this.model.get("selection")?.source ?? 0];
+    if (lead?.begun) this.point(this.views.indexOf(lead), lead.pinned, true, false);
+  }
+
+  /** The same place in all other rows. */
+  point(source, patch, pinned, tell = true) {
+    const { grid } = this.views[source];
+    this.views.forEach((view, k) => {
+      if (k === source || !view.begun) return;
+      const there = patch && samePlace(patch, grid, view.grid);
+      if (pinned) Object.assign(view, { pinned: there, hovered: null });
+      else view.hovered = there;
+      view.schedule();
+    });
+    if (pinned && tell) this.tell({ source, ...patch });
+  }
+
+  tell(selection) {
+    this.told = selection;
+    this.telling ??= setTimeout(() => {
+      this.telling = null;
+      this.model.set("selection", this.told);
+      this.model.save_changes();
+    }, 150);
+  }
+
+  selectionFromModel() {
+    const wish = this.model.get("selection"), view = this.views[wish?.source ?? 0], patch = view?.validSelection(wish);
+    if (patch && !samePatch(patch, view.pinned)) view.pin(patch);
+  }
+
+  look(source, { mode, ...rest }) {
+    if (this.looking) return;
+    this.looking = true; // what the others are told, they need not tell again
+    for (const view of this.views) {
+      if (view === this.views[source]) continue;
+      if (mode) view.setMode(mode);
+      else view.look(rest);
+    }
+    this.looking = false;
+    if (!mode) return;
+    this.model.set("mode", mode);
+    this.model.save_changes();
+  }
+
+  retheme() {
+    for (const view of this.views) view.applyTheme();
+    if (this.views[0]) this.root.dataset.theme = this.views[0].root.dataset.theme;
+    for (const view of this.views) view.schedule();
+  }
+
+  closeViews() {
+    for (const view of this.views ?? []) view.close();
+    this.views = [];
+  }
+
+  close() {
+    clearTimeout(this.telling);
+    this.closeViews();
+    for (const [key, f] of Object.entries(this.handlers)) this.model.off?.(`change:${key}`, f);
+    this.root.remove();
+  }
+}
+
+/** The patch of grid `to` under the centre of a patch of grid `from`. */
+export function samePlace({ image, row, col }, from, to) {
+  const at = (index, a, b) => clamp(Math.floor(((index + 0.5) / a) * b), 0, b - 1);
+  return { image, row: at(row, from[0], to[0]), col: at(col, from[1], to[1]) };
+}
+
+// ---------------------------------------------------------------------------------------------------- 13 render
 
 /** Mount a view; returns what takes it down again. The view hangs on its root element for tests and measurements. */
 function render({ model, el, experimental }) {
-  const view = new View(model, el, (name, message) => experimental.invoke(name, message, { signal: AbortSignal.timeout(ANSWER_LIMIT) }));
-  view.root.view = view;
+  const invoke = (name, message) => experimental.invoke(name, message, { signal: AbortSignal.timeout(ANSWER_LIMIT) });
+  const view = new (model.get("view") === "compare" ? Comparison : View)(model, el, invoke);
   return () => view.close();
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.views.comparison import Comparison
 from workbench.views.encode import Transport
 from workbench.views.payloads import PayloadSource, answer
 
@@ -30,8 +31,8 @@ const model = {
   on: (event, f) => (listeners[event] ??= []).push(f),
 };
 const bytes = (data) => new DataView(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)).buffer);
-const invoke = async (name, { index, step }) => {
-  const [json, buffers] = answers[[name, index ?? step ?? ""].join(":")];
+const invoke = async (name, { source, index, step }) => {
+  const [json, buffers] = answers[[source ?? 0, name, index ?? step ?? ""].join(":")];
   return [json, buffers.map(bytes)];
 };
 const source = new Blob([text("renderer")], { type: "text/javascript" });
@@ -48,7 +49,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Dense features</title>
 <meta http-equiv="Content-Security-Policy" content="%(policy)s">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-<style>body { margin: 0 }</style><style>%(css)s</style></head><body><main></main>
+<style>body { margin: 0 } main > .dfw { min-height: 100dvh }</style><style>%(css)s</style></head><body><main></main>
 <script type="application/json" id="provenance">%(provenance)s</script>
 <script type="application/json" id="state">%(state)s</script>
 <script type="application/json" id="answers">%(answers)s</script>
@@ -58,29 +59,26 @@ _PAGE = """<!doctype html>
 
 
 def standalone_page(
-    source: PayloadSource,
+    source: PayloadSource | Comparison,
     *,
     view: str = "run",
     dtype: Transport = "int8",
     provenance: Mapping[str, Any] | None = None,
     **state: Any,
 ) -> str:
-    """An HTML document showing `source` ("run" with a timeline, or "patches"); `state` goes to the renderer's model.
+    """An HTML document showing `source`; `state` goes to the renderer's model.
 
+    A `view` is "run" with a timeline, "gram" (the same with Gram matrices) or "patches"; a `Comparison` has its own.
     Common state: language ("en", "zh"), theme ("light", "dark"), step, mode, selection. Its size is 4/3 of the
     features' bytes and the pictures'. `provenance` is kept in the file as JSON, in the element of that name. A content
     security policy forbids every script but the page's own and any connection.
     """
-    summary = source.summary()
-    questions: list[tuple[str, dict[str, Any], Any]] = [("summary", {}, ""), ("basis", {}, "")]
-    questions += [
-        ("image", {"index": index}, index) for index in range(summary["probes"]["count"] if summary["probes"] else 0)
-    ]
-    questions += [("probes", {"step": step, "dtype": dtype}, step) for step in summary["steps"]]
-    answers = {}
-    for name, message, key in questions:
-        reply, buffers = answer(source, name, message)
-        answers[f"{name}:{key}"] = [reply, [base64.b64encode(data).decode() for data in buffers]]
+    sources = source.sources if isinstance(source, Comparison) else [source]
+    answers = {
+        f"{number}:{key}": reply for number, each in enumerate(sources) for key, reply in _answers(each, dtype).items()
+    }
+    if isinstance(source, Comparison):
+        view, state = "compare", {"sources": source.names, **state}
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     return _PAGE % {
         "policy": _POLICY.format(digest=digest),
@@ -91,6 +89,21 @@ def standalone_page(
         "state": _json({"view": view, "dtype": dtype, **state}),
         "answers": _json(answers),
     }
+
+
+def _answers(source: PayloadSource, dtype: Transport) -> dict[str, list[Any]]:
+    """Whatever the renderer may ask of one source: {"name:index or step": [json, [base64]]}."""
+    summary = source.summary()
+    questions: list[tuple[str, dict[str, Any], Any]] = [("summary", {}, ""), ("basis", {}, "")]
+    questions += [
+        ("image", {"index": index}, index) for index in range(summary["probes"]["count"] if summary["probes"] else 0)
+    ]
+    questions += [("probes", {"step": step, "dtype": dtype}, step) for step in summary["steps"]]
+    answers = {}
+    for name, message, key in questions:
+        reply, buffers = answer(source, name, message)
+        answers[f"{name}:{key}"] = [reply, [base64.b64encode(data).decode() for data in buffers]]
+    return answers
 
 
 def without_policy(page: str) -> str:

@@ -23,6 +23,7 @@ class FeatureSteps:
         images: [I, 3, h, w], uint8 or float in [0, 1]. features: {step: Features of the I images}.
         captions: one text or {"en", "zh"} for each image. series: {name: {step: value}}, drawn on the timeline.
         events: {"step", "level", "kind", "text"}. run: {"name", "phase", "status", "steps"}, for the title.
+        colours: a basis of three components and its limits [3, 2], in place of the one fitted here.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class FeatureSteps:
         series: dict[str, dict[int, float]] | None = None,
         events: Sequence[dict[str, Any]] = (),
         run: dict[str, Any] | None = None,
+        colours: tuple[Basis, Tensor] | None = None,
     ) -> None:
         _check(images, features, captions)
         self.images = images
@@ -42,7 +44,7 @@ class FeatureSteps:
         self.series = series or {}
         self.events = sorted(events, key=lambda event: event["step"])
         self.run = run
-        self._basis: tuple[Basis, Tensor] | None = None
+        self._basis = colours
 
     def summary(self) -> Summary:
         first = next(iter(self.features.values()))
