@@ -457,7 +457,7 @@ def test_a_run_without_features_waits_and_then_shows_them(
 ) -> None:
     source = run_source(photos, film)
     path = tmp_path / "view.html"
-    invoke = "const invoke = async (name, { index, step }) => {"
+    invoke = "const invoke = async (name, { source, index, step }) => {"
     assert invoke in page_module._SCRIPT
     monkeypatch.setattr(page_module, "_SCRIPT", page_module._SCRIPT.replace(invoke, _WAITING))
     path.write_text(without_policy(standalone_page(source)), encoding="utf-8")
