@@ -470,9 +470,9 @@ def test_a_run_without_features_waits_and_then_shows_them(
     assert page.locator(".dfw-notice").is_hidden()
 
 
-_WAITING = """const invoke = async (name, { index, step }) => {
+_WAITING = """const invoke = async (name, { source, index, step }) => {
   if (!window.written && name !== "summary") throw new Error(`asked for ${name} before there was anything`);
-  if (!window.written) return [{ ...answers["summary:"][0], probes: null, steps: [] }, []];
+  if (!window.written) return [{ ...answers["0:summary:"][0], probes: null, steps: [] }, []];
 """
 HOSTILE = "<img src=x onerror='window.pwned=1'><b>bold</b>"
 
