@@ -1,4 +1,4 @@
-"""python -m workbench: `runs` lists runs, `doctor`, `health` and `onset` judge one, `export` and `average` weights."""
+"""python -m workbench: list runs and judge them, write features, pages and weights, compare backbones."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return write_features(choice)
         if choice.command == "page":
             return write_page(choice)
+        if choice.command == "parity":
+            return show_parity(choice.spec)
         if choice.command == "compare":
             return write_comparison(choice)
         if choice.command == "onset":
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{runs,features,page,compare,doctor,health,onset,export,average}"
+        dest="command", required=True, metavar="{runs,features,page,compare,parity,doctor,health,onset,export,average}"
     )
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
@@ -86,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     compares.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
     compares.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
     compares.add_argument("--device", default="cpu", help="(default: cpu)")
+    text = "Compare a backbone's features with those of an independent implementation that has the same weights."
+    parities = commands.add_parser("parity", help="compare a backbone with its reference", description=text)
+    parities.add_argument("spec", metavar="SPEC", help="as for load_backbone")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
     doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
     doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
@@ -196,6 +201,16 @@ def write_comparison(choice: argparse.Namespace) -> int:
     with file.open("x", encoding="utf-8") as opened:
         opened.write(text)
     Console().print(_plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
+    return 0
+
+
+def show_parity(spec: str) -> int:
+    """Print how far the backbone is from its reference, in one line."""
+    from workbench.parity import parity
+
+    found = parity(spec)
+    text = f"{spec}: no reference implementation to compare with" if found is None else f"{spec}: {found.line()}"
+    Console().print(_plain(text), soft_wrap=True)
     return 0
 
 
