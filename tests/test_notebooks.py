@@ -16,13 +16,17 @@ SECONDS = 120
 
 def test_there_is_a_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
+        "comparing_backbones",
         "degradation_lab",
         "dino_simclr_moco",
         "first_look",
         "gram_over_a_run",
+        "launch_and_watch",
+        "matching_and_tracking",
         "rope_in_two_dimensions",
         "teacher_and_student",
         "temperature_and_centre",
+        "what_a_backbone_sees",
     ]
 
 
