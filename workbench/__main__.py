@@ -1,4 +1,7 @@
-"""python -m workbench: `runs` lists runs, `doctor`, `health` and `onset` judge one, `export` and `average` weights."""
+"""python -m workbench: `runs` lists runs, `doctor`, `health` and `onset` judge one, `export` and `average` weights.
+
+`features` and `page` write files; `parity` compares a backbone with another library.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return export(choice.spec, choice.folder, choice.format, choice.overwrite)
         if choice.command == "average":
             return average(choice.specs, choice.folder, choice.overwrite)
+        if choice.command == "parity":
+            return show_parity(choice.spec)
         if choice.command == "doctor":
             from workbench.doctor.report import doctor
 
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description="Look at runs, hand on their weights.")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{runs,features,page,doctor,health,onset,export,average}"
+        dest="command", required=True, metavar="{runs,features,page,doctor,health,onset,export,average,parity}"
     )
     runs = commands.add_parser("runs", help="list the runs in a folder", description="List the runs in a folder.")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of runs (default: runs)")
@@ -99,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     averages.add_argument("folder", metavar="FOLDER", help="where to; must be new or empty")
     averages.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    text = "Print how far the features of a backbone are from those of another library's network with the same weights."
+    parities = commands.add_parser("parity", help="compare a backbone with another library", description=text)
+    parities.add_argument("spec", metavar="SPEC", help="as for load_backbone")
     return parser
 
 
@@ -114,6 +122,23 @@ def average(specs: Sequence[str], folder: str, overwrite: bool) -> int:
     from workbench.average import average_backbones
 
     return _report(average_backbones(specs, folder, overwrite=overwrite), LIBRARIES[0])
+
+
+def show_parity(spec: str) -> int:
+    """Print what `workbench.parity.parity` measured, in one line."""
+    from workbench.parity import parity
+
+    found = parity(spec)
+    if found is None:
+        line = f"{spec}: no independent implementation to compare with"
+    else:
+        line = (
+            f"{spec}: against {found.reference}, {found.image_size[0]} x {found.image_size[1]} pixels, {found.dtype}: "
+            f"difference at most {found.max_abs_difference:.1e}, on average {found.mean_abs_difference:.1e}; "
+            f"1 - cosine at most {found.max_cosine_error:.1e}"
+        )
+    Console().print(_plain(line), soft_wrap=True)
+    return 0
 
 
 def _report(written: Export, library: Library) -> int:
