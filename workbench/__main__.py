@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return export(choice.spec, choice.folder, choice.format, choice.overwrite)
         if choice.command == "average":
             return average(choice.specs, choice.folder, choice.overwrite)
+        if choice.command == "parity":
+            return show_parity(choice.spec)
         if choice.command == "doctor":
             from workbench.doctor.report import doctor
 
@@ -43,8 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return write_features(choice)
         if choice.command == "page":
             return write_page(choice)
-        if choice.command == "parity":
-            return show_parity(choice.spec)
         if choice.command == "compare":
             return write_comparison(choice)
         if choice.command == "onset":
@@ -88,9 +88,6 @@ def _parser() -> argparse.ArgumentParser:
     compares.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
     compares.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
     compares.add_argument("--device", default="cpu", help="(default: cpu)")
-    text = "Compare a backbone's features with those of an independent implementation that has the same weights."
-    parities = commands.add_parser("parity", help="compare a backbone with its reference", description=text)
-    parities.add_argument("spec", metavar="SPEC", help="as for load_backbone")
     text = "Say what is wrong with a run or a config, and what only looks so. Exit code 1: a warning or an error."
     doctors = commands.add_parser("doctor", help="say what is wrong with a run or a config", description=text)
     doctors.add_argument("place", metavar="RUN|CONFIG", help="a run's folder, a config.json, or - for standard input")
@@ -116,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     averages.add_argument("folder", metavar="FOLDER", help="where to; must be new or empty")
     averages.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
+    text = "Print how far the features of a backbone are from those of another library's network with the same weights."
+    parities = commands.add_parser("parity", help="compare a backbone with another library", description=text)
+    parities.add_argument("spec", metavar="SPEC", help="as for load_backbone")
     return parser
 
 
@@ -131,6 +131,23 @@ def average(specs: Sequence[str], folder: str, overwrite: bool) -> int:
     from workbench.average import average_backbones
 
     return _report(average_backbones(specs, folder, overwrite=overwrite), LIBRARIES[0])
+
+
+def show_parity(spec: str) -> int:
+    """Print what `workbench.parity.parity` measured, in one line."""
+    from workbench.parity import parity
+
+    found = parity(spec)
+    if found is None:
+        line = f"{spec}: no independent implementation to compare with"
+    else:
+        line = (
+            f"{spec}: against {found.reference}, {found.image_size[0]} x {found.image_size[1]} pixels, {found.dtype}: "
+            f"difference at most {found.max_abs_difference:.1e}, on average {found.mean_abs_difference:.1e}; "
+            f"1 - cosine at most {found.max_cosine_error:.1e}"
+        )
+    Console().print(_plain(line), soft_wrap=True)
+    return 0
 
 
 def _report(written: Export, library: Library) -> int:
@@ -201,16 +218,6 @@ def write_comparison(choice: argparse.Namespace) -> int:
     with file.open("x", encoding="utf-8") as opened:
         opened.write(text)
     Console().print(_plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
-    return 0
-
-
-def show_parity(spec: str) -> int:
-    """Print how far the backbone is from its reference, in one line."""
-    from workbench.parity import parity
-
-    found = parity(spec)
-    text = f"{spec}: no reference implementation to compare with" if found is None else f"{spec}: {found.line()}"
-    Console().print(_plain(text), soft_wrap=True)
     return 0
 
 

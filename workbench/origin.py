@@ -28,7 +28,7 @@ def origin_of(spec: str) -> tuple[Origin, str]:
         facts = {"weights": f"DINOv3 {arch}, official checkpoint", "file": Path(path).name}
         return Origin(facts=facts, terms=DINOV3_TERMS, notes=[SATELLITE]), f"DINOv3 {arch}"
     folder = DEMO_FOLDER if kind == "demo" else Path(rest)
-    found = _statistics(_read(folder / "preprocessor_config.json"), "image_mean", "image_std")
+    found = _statistics(_preprocessing(folder), "image_mean", "image_std")
     facts = {"weights": "a folder in the layout of transformers", "folder": folder.name}
     return Origin(facts=facts, **_input(found)), folder.name
 
@@ -118,6 +118,12 @@ def _statistics(values: Mapping[str, Any], mean: str, std: str) -> tuple[list[fl
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             return None
     return pair  # pyright: ignore[reportReturnType]
+
+
+def _preprocessing(folder: Path) -> Mapping[str, Any]:
+    """What a folder of transformers says of images; versions from 5 on write it beside the tokenizer's settings."""
+    nested = _read(folder / "processor_config.json").get("image_processor")
+    return _read(folder / "preprocessor_config.json") or (nested if isinstance(nested, Mapping) else {})
 
 
 def _read(path: Path) -> Mapping[str, Any]:

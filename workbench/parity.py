@@ -1,138 +1,207 @@
-"""How far a backbone's features are from those of an independent implementation with the same weights."""
+"""How far the features of a backbone are from those of another library's implementation of the same network."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from workbench.backbones import ConvNeXt, VisionTransformer
-from workbench.backbones.clip_vision import ClipVisionBackbone
-from workbench.backbones.dinov2 import Dinov2Backbone
-from workbench.backbones.external import TimmBackbone
+from workbench.backbones import ConvNeXt, Network, VisionTransformer
+from workbench.backbones.clip_vision import ClipVisionBackbone, open_tower, tower_norm
+from workbench.backbones.convnext import STRIDE
+from workbench.backbones.dinov2 import Dinov2Backbone, open_dinov2
 from workbench.backbones.openclip import OpenClipBackbone
-from workbench.export import write_export
+from workbench.backbones.timm_names import timm_arguments, timm_name, timm_tensors
+from workbench.backbones.transformers_models import open_model
+from workbench.backbones.transformers_names import transformers_config
+from workbench.backbones.weight_files import read_transformers_config
 from workbench.features import Backbone, Features
 from workbench.loading import load_backbone
-from workbench.origin import origin_of
+
+GRID = (6, 10)
+"""Patches down and across the image that is compared on."""
+
+NO_SIZES = ("model_type", "architectures", "dtype")
+"""Entries of a config.json that shape no network."""
 
 
 class Parity(NamedTuple):
-    """Patch tokens of one image, and class tokens where there are some, against a reference's; float32 on the CPU."""
+    """What `parity` measured, over all tokens that both libraries give and all their channels."""
 
     reference: str
-    """The library whose own forward was compared with, and its version."""
-    independent: bool
-    """Whether the reference is another network (ours against transformers), or the library's own forward around the
-    very modules that the backbone uses, so that only what is put around them is compared."""
-    max_abs: float
-    """Largest difference of any entry, in feature units."""
-    mean_abs: float
-    scale: float
-    """Standard deviation of the reference's entries, to judge the others by."""
+    """Library, its version, and the class of its network."""
+    max_abs_difference: float
+    mean_abs_difference: float
     max_cosine_error: float
-    """Largest 1 - cosine of a patch token with the reference's."""
-    image: tuple[int, int]
-    """(h, w) in pixels."""
-
-    def line(self) -> str:
-        """The badge: one line."""
-        against = self.reference if self.independent else f"{self.reference}'s own forward"
-        return (
-            f"parity with {against}: largest difference {self.max_abs:.1e}, mean {self.mean_abs:.1e} "
-            f"(entries deviate by {self.scale:.2g}), cosine error at most {self.max_cosine_error:.1e}, "
-            f"image {self.image[0]} x {self.image[1]}"
-        )
+    """1 minus the cosine of the two vectors of a token, for the token where it is largest."""
+    image_size: tuple[int, int]
+    """Height and width, pixels."""
+    dtype: str
+    """What both computed in."""
 
 
-@torch.no_grad()
 def parity(spec: str) -> Parity | None:
-    """Parity of the backbone that `spec` names (`load_backbone`), or None where there is no reference.
+    """Compare the backbone of `spec` (see `load_backbone`) with an independent implementation, on `fixed_image`.
 
-    The reference of our own networks (`demo`, `run:`, `dinov3:`, DINOv3 folders) is transformers, given the tensors by
-    way of `workbench.export`; that of the others is their library's own forward. Measured on one fixed image, not
-    square where the reference allows it. Raises as `load_backbone`, ImportError without the library, ValueError where
-    the library cannot hold the network.
+    `hf:` folders are opened by transformers a second time. DINOv3 is another network there. DINOv2, CLIP and SigLIP
+    are the same network, run by its own forward with plain attention: what is compared is our way of calling it.
+    Networks of ours by other specs (`demo`, `run:`, `dinov3:`) are built in timm and get our tensors; an `openclip:`
+    tower is built anew in open_clip at the size of the image. Two copies of the network are in memory.
+
+    None where there is nothing to compare with: `synthetic`; `timm:`, which is its own reference; networks of ours
+    that no library computes. Raises as `load_backbone` does, ImportError where the library is missing, and ValueError
+    for features that are not finite.
     """
     backbone = load_backbone(spec)
-    if isinstance(backbone, VisionTransformer | ConvNeXt):
-        images = fixed_image(5 * backbone.patch_size, 7 * backbone.patch_size)
-        return _compare(backbone, images, _transformers_tokens(backbone, spec, images), "transformers", True)
-    if isinstance(backbone, TimmBackbone) and backbone.has_class_token:
-        images = fixed_image(5 * backbone.patch_size, 7 * backbone.patch_size)
-        return _compare(backbone, images, backbone.model.forward_features(images), "timm", False)
-    if isinstance(backbone, Dinov2Backbone | ClipVisionBackbone):
-        images = fixed_image(5 * backbone.patch_size, 7 * backbone.patch_size)
-        return _compare(backbone, images, _library_tokens(backbone, images), "transformers", False)
-    if isinstance(backbone, OpenClipBackbone):
-        images = fixed_image(*backbone.visual.image_size)  # open_clip resizes no position embedding in its forward
-        return _compare(backbone, images, _openclip_tokens(backbone, images), "open_clip_torch", False)
-    return None
+    images = fixed_image(GRID[0] * backbone.patch_size, GRID[1] * backbone.patch_size)
+    with torch.no_grad():
+        found = _reference(spec, backbone, images)
+        if found is None:
+            return None
+        features = backbone.features(images)
+    reference, theirs = found
+    ours = _tokens(features)[:, -theirs.shape[1] :]  # without a class token, theirs are the patches
+    return _compared(spec, reference, ours, theirs, (images.shape[2], images.shape[3]))
 
 
 def fixed_image(height: int, width: int) -> Tensor:
-    """[1, 3, height, width]: ramps, a disc and seeded noise, of about unit scale, as if normalised."""
-    row, col = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
-    disc = ((row**2 + col**2) < 0.4).float()
-    noise = 0.3 * torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
-    return (torch.stack((row + 0 * col, col + 0 * row, 2 * disc - 1)) + noise)[None]
+    """A normalised image [1, 3, height, width], float32, always the same: ramps across, down and both, and noise."""
+    down = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    across = torch.linspace(-1, 1, width).expand(height, width)
+    ramps = torch.stack((across, down, (across + down) / 2))
+    return (ramps + 0.5 * torch.randn(ramps.shape, generator=torch.Generator().manual_seed(0)))[None]
 
 
-def _compare(backbone: Backbone, images: Tensor, tokens: Tensor, library: str, independent: bool) -> Parity:
-    """`tokens` [1, (1 + R +) H W, D] are the reference's; the last H W are patches."""
-    found = backbone.features(images)
-    ours = _flat(found)[:, -tokens.shape[1] :]
-    difference, patches = (ours - tokens).abs(), found.grid[0] * found.grid[1]
-    cosine = F.cosine_similarity(ours[:, -patches:].double(), tokens[:, -patches:].double(), dim=-1)
-    version = importlib.metadata.version(library)
+def _compared(spec: str, reference: str, ours: Tensor, theirs: Tensor, size: tuple[int, int]) -> Parity:
+    """The numbers, of tokens [1, T, D]."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    if not (ours.isfinite().all() and theirs.isfinite().all()):
+        raise ValueError(f"the features of {spec} are not finite, so there is nothing to compare; check its weights.")
+    left, right = ours.double(), theirs.double()
+    difference = (left - right).abs()
+    cosine_error = 1 - torch.cosine_similarity(left, right, dim=-1)
     return Parity(
-        reference=f"{library} {version}",
-        independent=independent,
-        max_abs=difference.max().item(),
-        mean_abs=difference.mean().item(),
-        scale=tokens.std().item(),
-        max_cosine_error=max(0.0, 1 - cosine.min().item()),
-        image=(images.shape[2], images.shape[3]),
+        reference=reference,
+        max_abs_difference=difference.max().item(),
+        mean_abs_difference=difference.mean().item(),
+        max_cosine_error=max(cosine_error.max().item(), 0.0),  # rounding may take a cosine above 1
+        image_size=size,
+        dtype=str(ours.dtype).removeprefix("torch."),
     )
 
 
-def _flat(features: Features) -> Tensor:
-    """[B, 1 + R + H W, D] in the order of the libraries."""
+def _tokens(features: Features) -> Tensor:
+    """[B, 1 + R + H W, D], in the order of the libraries."""
     return torch.cat((features.cls[:, None], features.registers, features.patches.flatten(1, 2)), dim=1)
 
 
-def _transformers_tokens(network: Any, spec: str, images: Tensor) -> Tensor:
+def _reference(spec: str, backbone: Backbone, images: Tensor) -> tuple[str, Tensor] | None:
+    """The name of the reference and its tokens [1, T, D], the patches last; None where there is none."""
+    kind, _, rest = spec.partition(":")
+    if kind == "hf":
+        return _transformers(Path(rest), backbone, images)
+    if isinstance(backbone, OpenClipBackbone):
+        return _open_clip(rest.partition(":")[0], backbone, images)
+    if isinstance(backbone, VisionTransformer | ConvNeXt):
+        return _timm(backbone, images)
+    return None
+
+
+# ---- transformers ----
+
+
+def _transformers(folder: Path, backbone: Backbone, images: Tensor) -> tuple[str, Tensor]:
+    if isinstance(backbone, ClipVisionBackbone):
+        model = open_tower(folder, attention="eager")
+        tokens = _tower_tokens(model, images)
+    elif isinstance(backbone, Dinov2Backbone):
+        model = open_dinov2(folder, attention="eager")
+        tokens = model(images).last_hidden_state
+    else:
+        assert isinstance(backbone, VisionTransformer | ConvNeXt)
+        model = _open_dinov3(folder, backbone)
+        tokens = model(images).last_hidden_state
+    import transformers
+
+    return f"transformers {transformers.__version__}, {type(model).__name__}", tokens
+
+
+def _open_dinov3(folder: Path, network: Network) -> Any:
+    """The network of transformers, of the folder's own config and tensors; ours only says which entries are sizes."""
+    entries = read_transformers_config(folder)
+    names = [name for name in transformers_config(network) if name in entries and name not in NO_SIZES]
+    attention = "eager" if isinstance(network, VisionTransformer) else None
+    return open_model(folder, entries["model_type"], {name: entries[name] for name in names}, attention=attention)
+
+
+def _tower_tokens(model: Any, images: Tensor) -> Tensor:
+    """CLIP: class token and patches, the norm on both; SigLIP: patches alone."""
+    if model.config.model_type == "siglip2_vision_model":
+        from transformers import Siglip2ImageProcessor
+
+        plain: dict[str, Any] = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+        patches = Siglip2ImageProcessor(**plain, patch_size=model.config.patch_size, max_num_patches=GRID[0] * GRID[1])
+        return model(**patches(list(images), return_tensors="pt")).last_hidden_state
+    output = model(images, interpolate_pos_encoding=True)
+    if model.config.model_type == "siglip_vision_model":
+        return output.last_hidden_state
+    return torch.cat((output.pooler_output[:, None], tower_norm(model)(output.last_hidden_state)[:, 1:]), dim=1)
+
+
+# ---- timm ----
+
+
+def _timm(network: Network, images: Tensor) -> tuple[str, Tensor] | None:
+    if isinstance(network, ConvNeXt) and network.patch_size != STRIDE:
+        return None  # no library resizes the maps
     try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise ImportError("parity of our networks needs transformers: pip install 'transformers>=5'") from error
-    origin, title = origin_of(spec)
-    with tempfile.TemporaryDirectory() as folder:
-        written = write_export(network, Path(folder) / "export", origin, title).folder
-        reference: nn.Module = AutoModel.from_pretrained(written, local_files_only=True).eval()
-    return reference(images).last_hidden_state
+        arguments = timm_arguments(network)
+    except ValueError:  # what timm cannot compute
+        return None
+    import timm
+
+    model = _timm_model(network, arguments).eval()
+    model.load_state_dict(timm_tensors(network), strict=True)
+    tokens = model.forward_features(images)
+    if isinstance(network, ConvNeXt):  # maps [1, D, H, W] before the norm
+        tokens = torch.cat((model(images)[:, None], model.head.norm(tokens).flatten(2).transpose(1, 2)), dim=1)
+    return f"timm {timm.__version__}, {timm_name(network) or type(model).__name__}", tokens
 
 
-def _library_tokens(backbone: Dinov2Backbone | ClipVisionBackbone, images: Tensor) -> Tensor:
-    if isinstance(backbone, Dinov2Backbone):
-        return backbone.model(images).last_hidden_state
-    given = backbone.inputs(images, (images.shape[2] // backbone.patch_size, images.shape[3] // backbone.patch_size))
-    tokens = backbone.model(**given).last_hidden_state
-    return backbone.model.post_layernorm(tokens) if backbone.has_class_token else tokens
+def _timm_model(network: Network, arguments: dict[str, Any]) -> Any:
+    """timm's network with random weights: the one that it has a name for, else one of the same sizes."""
+    import timm
+    from timm.layers import LayerNorm
+    from timm.models.convnext import ConvNeXt as TimmConvNeXt
+    from timm.models.eva import Eva
+
+    if name := timm_name(network):
+        pool: dict[str, Any] = {} if isinstance(network, ConvNeXt) else {"global_pool": "token"}
+        return timm.create_model(name, num_classes=0, **pool)
+    if isinstance(network, ConvNeXt):
+        return TimmConvNeXt(**arguments)
+    return Eva(**arguments, norm_layer=partial(LayerNorm, eps=network.config.norm_eps))
 
 
-def _openclip_tokens(backbone: OpenClipBackbone, images: Tensor) -> Tensor:
-    told = backbone.visual.forward_intermediates(
-        images,
-        indices=[backbone.depth - 1],
-        normalize_intermediates=True,
-        intermediates_only=True,
-        output_fmt="NLC",
-        output_extra_tokens=True,
-    )
-    return torch.cat((told["image_intermediates_prefix"][0], told["image_intermediates"][0]), dim=1)
+# ---- open_clip ----
+
+
+def _open_clip(name: str, backbone: OpenClipBackbone, images: Tensor) -> tuple[str, Tensor]:
+    import open_clip
+    from open_clip.model import resize_pos_embed
+
+    size = (images.shape[2], images.shape[3])
+    model: Any = open_clip.create_model(name, pretrained=None, load_weights=False, force_image_size=size).eval()
+    state = {f"visual.{key}": tensor for key, tensor in backbone.visual.state_dict().items()}
+    resize_pos_embed(state, model)
+    visual = model.visual
+    visual.load_state_dict({key.removeprefix("visual."): tensor for key, tensor in state.items()}, strict=True)
+    visual.proj, visual.output_tokens = None, True
+    pooled, tokens = visual(images)
+    tokens = visual.ln_post(tokens) if visual.final_ln_after_pool else tokens
+    if visual.pool_type == "tok":
+        tokens = torch.cat((pooled[:, None], tokens), dim=1)
+    return f"open_clip {open_clip.__version__}, {name}", tokens

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from workbench.backbones.architecture import NetworkConfig, network_with_weights
-from workbench.backbones.clip_vision import CLIP_TYPES, ClipVisionBackbone
+from workbench.backbones.clip_vision import TOWER_TYPES, ClipVisionBackbone
 from workbench.backbones.convnext import ConvNeXtConfig
 from workbench.backbones.dinov2 import DINOV2_TYPES, Dinov2Backbone
 from workbench.backbones.external import load_timm_weights, timm_backbone
@@ -39,7 +39,7 @@ SPEC_FORMS = {
     "openclip:ARCH:PATH": "the image tower of an open_clip model with weights from a local file (.safetensors)",
     "openclip:ARCH:random": "the same with random weights",
     "dinov3:ARCH:PATH": "an official DINOv3 checkpoint, ViT or ConvNeXt (.safetensors or .pth)",
-    "hf:FOLDER": "a local folder of transformers: DINOv3 (ViT, ConvNeXt), DINOv2, the image tower of CLIP or SigLIP",
+    "hf:FOLDER": "a local folder of transformers: DINOv3 (ViT, ConvNeXt), DINOv2, or the image tower of CLIP or SigLIP",
 }
 """The forms `load_standalone` understands, with what each gives."""
 
@@ -139,10 +139,10 @@ def _load_folder(folder: str, device: torch.device | str) -> Backbone:
     kind = entries.get("model_type")
     if kind in DINOV2_TYPES:
         return Dinov2Backbone(folder).to(device)
-    if kind in CLIP_TYPES:
+    if isinstance(kind, str) and kind in TOWER_TYPES:
         return ClipVisionBackbone(folder).to(device)
     if kind not in OUR_TYPES:
-        allowed = ", ".join((*OUR_TYPES, *DINOV2_TYPES, *CLIP_TYPES))
+        allowed = ", ".join((*OUR_TYPES, *DINOV2_TYPES, *TOWER_TYPES))
         raise ValueError(f"{folder} holds a model of type {kind!r}; allowed: {allowed}. {WAYS_TO_A_FOLDER}")
     try:
         return network_from_transformers(entries, read_transformers_tensors(folder)).to(device)

@@ -24,7 +24,8 @@ WAYS_TO_DINOV3 = (
 )
 WAYS_TO_A_FOLDER = (
     "Two ways to get one: on a machine with a network, `hf download facebook/dinov2-small --local-dir FOLDER` (or "
-    "another DINOv2 or DINOv3 model); or write one from a run of yours, `python -m workbench export run:PATH FOLDER`."
+    "another model of DINOv2, DINOv3, CLIP or SigLIP); or write one from a run of yours, `python -m workbench export "
+    "run:PATH FOLDER`."
 )
 WAYS_TO_TIMM = (
     "Two ways to get one: on a machine with a network, `hf download timm/NAME model.safetensors --local-dir FOLDER`; "
