@@ -730,7 +730,7 @@ def test_the_command_line_lists_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "{runs,features,page,doctor,health,onset,export,average}"),
+        ([], "{runs,page,doctor,"),
         (["rums"], "runs"),
         (["runs", "/nowhere"], "/nowhere"),
         (["runs", "a", "b"], "unrecognized arguments: b"),

@@ -1,0 +1,81 @@
+"""Commands that read image files: write features, compare backbones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from workbench.commands import Commands, plain
+
+
+def add(commands: Commands) -> None:
+    """Give `commands` those of this module."""
+    text = "Write dense features of images to one .safetensors or .npz file, in float16, with where they come from."
+    parser = commands.add_parser("features", help="write dense features of images", description=text)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--backbone", metavar="SPEC", default="demo", help="as for load_backbone (default: demo)")
+    parser.add_argument("--out", metavar="FILE", required=True, help="a new .safetensors or .npz file")
+    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="resize the shorter side (default: no)")
+    parser.add_argument("--layer", metavar="N", type=int, default=-1, help="block, from 0 or the end (default: last)")
+    parser.add_argument("--tile", metavar="PIXELS", type=int, default=512, help="side of a window (default: 512)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.set_defaults(do=write_features)
+    text = "Write one HTML file that compares backbones, or layers of one, on the same images; one click asks all."
+    parser = commands.add_parser("compare", help="write a comparison of backbones as one HTML file", description=text)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files; the square in the middle is taken")
+    parser.add_argument("--backbone", metavar="SPEC", action="append", help="as for load_backbone; again for more")
+    parser.add_argument("--layers", metavar="N", nargs="*", type=int, help="of one backbone (no number: six of them)")
+    parser.add_argument("--out", metavar="FILE", required=True, help="a new .html file")
+    parser.add_argument("--side", metavar="PIXELS", type=int, default=224, help="of the square (default: 224)")
+    parser.add_argument("--dtype", choices=("int8", "float16"), default="int8", help="of features (default: int8)")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.set_defaults(do=write_comparison)
+
+
+def write_features(choice: argparse.Namespace) -> int:
+    """Write the features of image files; a line for each."""
+    from workbench.extract import extract
+
+    console = Console()
+    about = extract(
+        [Path(image) for image in choice.images],
+        choice.backbone,
+        Path(choice.out),
+        short_side=choice.short_side,
+        layer=choice.layer,
+        tile=choice.tile,
+        device=choice.device,
+        told=lambda line: console.print(plain(line), soft_wrap=True),
+    )
+    if about["normalisation_assumed"]:
+        console.print(plain("note: not recorded what pixels are to be normalised with; ImageNet's was taken"))
+    console.print(plain(f"wrote {choice.out}"), soft_wrap=True)
+    return 0
+
+
+def write_comparison(choice: argparse.Namespace) -> int:
+    """Write the HTML file of a comparison and print its size."""
+    from workbench.compare import comparison_page
+
+    file, specs = Path(choice.out), choice.backbone or ["demo"]
+    if file.exists():
+        raise FileExistsError(f"{file} exists already; name another file or remove it.")
+    if choice.side < 1:
+        raise ValueError(f"--side {choice.side}: images need 1 pixel or more")
+    paths = [Path(image) for image in choice.images]
+    text = comparison_page(
+        paths,
+        specs,
+        layers=choice.layers,
+        side=choice.side,
+        dtype=choice.dtype,
+        device=choice.device,
+        language=choice.language,
+    )
+    with file.open("x", encoding="utf-8") as opened:
+        opened.write(text)
+    Console().print(plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
+    return 0
