@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,6 +72,65 @@ def fit_pca_sampled(
     else:
         chosen = torch.randperm(len(tokens), generator=generator)[:sample]
     return fit_pca(tokens[chosen.to(tokens.device)], components, accumulate=torch.float32)
+
+
+def refit_pca(tokens: Tensor, start: Basis, *, rounds: int = 2) -> Basis:
+    """Principal components of `tokens` [N, D], warm-started: as many as `start` has, and turned to its colours.
+
+    For a film of features that move little from one picture to the next: block power iteration from the components of
+    `start` with as many random directions beside them, `rounds` times over the tokens, without the D x D covariance.
+    The nearer `start`, the nearer to `fit_pca`; from nowhere it needs more rounds. The mean, the variances and the
+    total are those of `tokens`. Source: subspace iteration with Rayleigh-Ritz (Halko et al. 2011, section 4.5); the
+    rotation as `align_basis`. Raises ValueError for another width, fewer than two tokens or no rounds, or values that
+    are not finite.
+    """
+    components, channels = start.components.shape
+    if tokens.dim() != 2 or len(tokens) < 2 or tokens.shape[1] != channels or rounds < 1:
+        raise ValueError(
+            f"refit_pca wants tokens [N, {channels}] with N of 2 or more and 1 round or more, got "
+            f"{tuple(tokens.shape)} and {rounds}."
+        )
+    centred = tokens.float()
+    mean = centred.mean(dim=0)
+    centred = centred - mean
+    total = centred.square().sum(dtype=torch.float64).item() / (len(tokens) - 1)
+    if not math.isfinite(total):
+        raise ValueError("refit_pca wants finite tokens; these hold NaN, infinity or values too large to square.")
+    extra = torch.randn(channels, min(components, channels - components), generator=torch.Generator().manual_seed(0))
+    directions = torch.cat([start.components.T, extra], dim=1).to(centred)
+    for _ in range(rounds):
+        directions = centred.T @ (centred @ torch.linalg.qr(directions).Q)
+    inside = torch.linalg.qr(directions).Q
+    values, vectors = torch.linalg.eigh(torch.cov((centred @ inside).T.double()).reshape(inside.shape[1], -1))
+    top = (inside.double() @ vectors).T.flip(0)[:components].float()
+    basis = Basis(mean, _fix_signs(top), values.flip(0)[:components].clamp_min(0).float(), total)
+    return align_basis(basis, start)
+
+
+def choose(basis: Basis, components: Sequence[int]) -> Basis:
+    """The `components` of `basis` in the order given, counted from 0: which three to show as red, green and blue.
+
+    Raises ValueError for one that is not there, one named twice, or none.
+    """
+    have = len(basis.components)
+    if not components or len(set(components)) != len(components) or not all(0 <= one < have for one in components):
+        raise ValueError(f"components {list(components)} of a basis of {have}; name different ones of 0 to {have - 1}.")
+    return basis._replace(components=basis.components[list(components)], variance=basis.variance[list(components)])
+
+
+def explained(basis: Basis) -> list[float]:
+    """Share of the total variance along each component, in [0, 1]; all 0 for constant tokens."""
+    return (basis.variance.double() / max(basis.total_variance, 1e-12)).tolist()
+
+
+def basis_drift(bases: Sequence[Basis]) -> list[float]:
+    """Degrees in [0, 90] between each basis and the one before it: the largest principal angle of their subspaces.
+
+    For bases fitted at successive steps: 0 where colours mean the same, 90 where a direction of one is foreign to the
+    other. Only one shared basis makes colours comparable over steps that drift far. Empty for fewer than two. Source:
+    Bjoerck and Golub 1973. Raises ValueError for other shapes.
+    """
+    return [math.degrees(math.acos(subspace_cosine(a, b))) for a, b in itertools.pairwise(bases)]
 
 
 def subspace_cosine(a: Basis, b: Basis) -> float:

@@ -1,4 +1,4 @@
-"""The code of position in patch features: the directions that images of noise show, and features without them."""
+"""Switches on patch features: without the code of position, without outlier channels, without strange norms."""
 
 from __future__ import annotations
 
@@ -44,3 +44,22 @@ def without_channels(patches: Tensor, channels: Tensor) -> Tensor:
         raise ValueError(f"channels {tuple(channels.shape)} must be bool [D] with D of {tuple(patches.shape)}.")
     mean = patches.float().flatten(0, -2).mean(dim=0).to(patches)
     return torch.where(channels.to(patches.device), mean, patches)
+
+
+def clip_norms(patches: Tensor, deviations: float = 5.0) -> Tensor:
+    """`patches` [B, H, W, D], those longer than median + `deviations` MAD of all norms shortened to that length.
+
+    Directions stay, so cosines between patches do not change; what sums lengths does (PCA, norms, means over patches).
+    MAD is the median absolute deviation, at least 0.1 % of the median, as in the gauge `norm_outliers`. Source: Darcet
+    et al. 2024 (registers), on what it removes. Raises ValueError for another shape, a negative number, or values that
+    are not finite.
+    """
+    if patches.dim() != 4 or not patches.numel() or deviations < 0:
+        raise ValueError(f"patches must be [B, H, W, D] and deviations 0 or more, got {tuple(patches.shape)}.")
+    if not torch.isfinite(patches).all():
+        raise ValueError("clip_norms wants finite patches; these hold NaN or infinity.")
+    norms = patches.float().norm(dim=-1, keepdim=True)
+    middle = norms.median()
+    spread = torch.maximum((norms - middle).abs().median(), 1e-3 * middle)
+    longest = middle + deviations * spread
+    return (patches * (longest / norms.clamp_min(1e-12)).clamp_max(1)).to(patches.dtype)

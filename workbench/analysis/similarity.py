@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,42 @@ class UnitPatches:
                 f"query {tuple(query)} is not a patch; (image, row, column) must lie in {tuple(shape)}, from 0."
             )
         return torch.mv(self._rows, self.units[query]).clamp_(-1.0, 1.0).reshape(shape)
+
+
+class Match(NamedTuple):
+    """A patch that resembles the query."""
+
+    image: int
+    row: int
+    column: int
+    cosine: float
+
+
+def top_matches(patches: Tensor, query: tuple[int, int, int], k: int = 5, *, exclude: float = 0.0) -> list[Match]:
+    """The `k` patches of `patches` [B, H, W, D] most similar to `query`, best first; fewer where there are fewer.
+
+    The query itself is never among them, nor are patches of its image within `exclude` patches (Euclidean distance of
+    centres): neighbours share pixels' context, and so say little. Of equal cosines the first in reading order. Raises
+    ValueError as `similarity`, and for values that are not finite.
+    """
+    cosines = similarity(patches, query).clone()
+    if not torch.isfinite(cosines).all():
+        raise ValueError("top_matches wants finite patches; these hold NaN or infinity.")
+    if k < 1 or exclude < 0:
+        raise ValueError(f"{k} matches beyond {exclude} patches; ask for 1 or more, beyond 0 or more.")
+    height, width = patches.shape[1:3]
+    rows = torch.arange(height, device=patches.device)[:, None] - query[1]
+    columns = torch.arange(width, device=patches.device) - query[2]
+    near = rows.square() + columns.square() <= exclude**2
+    cosines[query[0]] = cosines[query[0]].masked_fill(near, -torch.inf)
+    order = cosines.flatten().argsort(descending=True, stable=True)[:k].tolist()
+    matches = []
+    for index in order:
+        image, place = divmod(index, height * width)
+        cosine = cosines.flatten()[index].item()
+        if cosine > -torch.inf:
+            matches.append(Match(image, place // width, place % width, cosine))
+    return matches
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

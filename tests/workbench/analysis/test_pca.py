@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,14 @@ from sklearn.decomposition import PCA
 from workbench.analysis.pca import (
     Basis,
     align_basis,
+    basis_drift,
+    choose,
     color_range,
+    explained,
     fit_pca,
     fit_pca_sampled,
     project,
+    refit_pca,
     subspace_cosine,
     to_rgb,
 )
@@ -167,3 +173,65 @@ def test_the_cosine_of_subspaces_is_scipys():
     assert subspace_cosine(a, a._replace(components=a.components.flip(0))) == pytest.approx(1)
     with pytest.raises(ValueError, match="cannot compare"):
         subspace_cosine(a, fit_pca(torch.randn(50, 8, generator=generator)))
+
+
+def spectrum(count: int, channels: int, seed: int = 0) -> torch.Tensor:
+    """Tokens with variances that fall by a fifth from one direction to the next, as features' do, off the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(channels, channels, generator=generator)).Q
+    return torch.randn(count, channels, generator=generator) * 0.8 ** torch.arange(channels) @ axes + 5
+
+
+def test_a_warm_start_meets_scikit_learn_and_keeps_the_colours() -> None:
+    x = spectrum(3000, 48)
+    near = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    before = fit_pca(x)
+    warm = refit_pca(near, before)
+    reference = PCA(3, svd_solver="covariance_eigh").fit(near.double().numpy())
+    overlap = np.linalg.svd(warm.components.double().numpy() @ reference.components_.T, compute_uv=False)
+    assert overlap.min() > 0.9999
+    assert warm.total_variance == pytest.approx(near.double().var(dim=0).sum().item(), rel=1e-5)
+    assert warm.variance.sum().item() == pytest.approx(reference.explained_variance_.sum(), rel=1e-4)
+    assert (warm.components * before.components).sum(dim=1).min() > 0.99, "the same colours as before"
+
+
+def test_a_start_from_nowhere_gets_there_with_more_rounds() -> None:
+    x, exact = spectrum(2000, 40), fit_pca(spectrum(2000, 40))
+    start = fit_pca(tokens(200, 40, seed=9))
+    cosines = [subspace_cosine(refit_pca(x, start, rounds=rounds), exact) for rounds in (1, 3, 20)]
+    assert cosines[0] < cosines[1] < cosines[2]
+    assert cosines[2] > 0.99999
+
+
+def test_a_warm_start_takes_edges_and_refuses_what_it_cannot() -> None:
+    start = fit_pca(tokens(50, 3))
+    assert refit_pca(tokens(2, 3), start).components.shape == (3, 3)
+    assert refit_pca(torch.ones(9, 3), start).variance.tolist() == [0, 0, 0]
+    assert refit_pca(tokens(50, 3).bfloat16(), start).components.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"tokens \[N, 3\]"):
+        refit_pca(tokens(50, 4), start)
+    with pytest.raises(ValueError, match="NaN"):
+        refit_pca(torch.full((9, 3), torch.nan), start)
+
+
+def test_any_three_components_are_those_of_scikit_learn() -> None:
+    x = spectrum(400, 20)
+    basis = choose(fit_pca(x, 7), [6, 4, 5])
+    reference = PCA(7, svd_solver="full").fit(x.double().numpy())
+    for mine, which in zip(basis.components.double().numpy(), (6, 4, 5), strict=True):
+        assert abs(mine @ reference.components_[which]) > 1 - 1e-4
+    np.testing.assert_allclose(explained(basis), reference.explained_variance_ratio_[[6, 4, 5]], rtol=1e-3)
+    for wrong in ([], [0, 0, 1], [0, 1, 7], [-1, 0, 1]):
+        with pytest.raises(ValueError, match="0 to 6"):
+            choose(fit_pca(x, 7), wrong)
+
+
+def test_drift_is_the_largest_principal_angle() -> None:
+    from scipy.linalg import subspace_angles
+
+    bases = [fit_pca(spectrum(300, 12, seed=seed)) for seed in range(3)]
+    theirs = [np.degrees(subspace_angles(a.components.T, b.components.T).max()) for a, b in itertools.pairwise(bases)]
+    np.testing.assert_allclose(basis_drift(bases), theirs, atol=1e-2)
+    assert basis_drift([bases[0], bases[0]])[0] < 0.1
+    assert basis_drift(bases[:1]) == []
+    assert explained(fit_pca(torch.ones(4, 3))) == [0, 0, 0]

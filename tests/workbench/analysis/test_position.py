@@ -1,4 +1,4 @@
-"""Directions of position: against NumPy's singular vectors, and on features with a code put in."""
+"""Switches: directions of position against NumPy's singular vectors, norms against its median."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from workbench.analysis.health.outliers import channel_energies, outlier_channels
-from workbench.analysis.position import positional_subspace, without, without_channels
+from workbench.analysis.position import clip_norms, positional_subspace, without, without_channels
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -59,3 +59,25 @@ def test_mistakes_are_told():
         without(torch.ones(3, 4, 5), torch.ones(6, 2))
     with pytest.raises(ValueError, match="channels"):
         without_channels(torch.ones(3, 4, 5), torch.ones(6, dtype=torch.bool))
+
+
+def test_long_patches_are_shortened_and_keep_their_direction():
+    x = draw(3, 5, 7, 24)
+    x[1, 2, 3] *= 40
+    norms = np.linalg.norm(x.double().numpy(), axis=-1)
+    longest = np.median(norms) + 5 * np.median(np.abs(norms - np.median(norms)))
+    clipped = clip_norms(x)
+    ours = clipped.double().norm(dim=-1).numpy()
+    np.testing.assert_allclose(ours, np.minimum(norms, longest), rtol=1e-5)
+    assert ours[1, 2, 3] == pytest.approx(longest, rel=1e-5)
+    torch.testing.assert_close(clipped[1, 2, 3] / clipped[1, 2, 3].norm(), x[1, 2, 3] / x[1, 2, 3].norm())
+    assert torch.equal(clip_norms(torch.ones(2, 5, 7, 24).bfloat16()), torch.ones(2, 5, 7, 24).bfloat16())
+    assert not clip_norms(torch.zeros(1, 1, 1, 3)).any()
+
+
+def test_norms_of_what_is_no_features_are_refused():
+    for wrong in (draw(3, 4), draw(0, 2, 2, 3), torch.full((1, 2, 2, 3), torch.inf)):
+        with pytest.raises(ValueError, match=r"\[B, H, W, D\]|infinity"):
+            clip_norms(wrong)
+    with pytest.raises(ValueError, match="0 or more"):
+        clip_norms(draw(1, 2, 2, 3), -1)

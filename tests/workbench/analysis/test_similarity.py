@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.analysis.similarity import UnitPatches, dequantize_rows, quantize_rows, similarity, unit
+from workbench.analysis.similarity import (
+    UnitPatches,
+    dequantize_rows,
+    quantize_rows,
+    similarity,
+    top_matches,
+    unit,
+)
 
 
 def patches(seed: int = 0, shape: tuple[int, ...] = (3, 4, 6, 16)) -> torch.Tensor:
@@ -90,3 +97,30 @@ def test_kept_units_give_the_same_maps():
         units.map((0, 3, 0))
     with pytest.raises(ValueError, match=r"patches \[B, H, W, D\]"):
         UnitPatches(patches[0])
+
+
+@pytest.mark.parametrize("exclude", [0.0, 1.0, 1.5, 3.0])
+def test_top_matches_are_numpys_without_the_neighbourhood(exclude: float) -> None:
+    x, query = patches(), (1, 2, 3)
+    rows = x.double().numpy()
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    cosines = rows @ rows[query]
+    for row, column in np.ndindex(4, 6):
+        if np.hypot(row - 2, column - 3) <= exclude:
+            cosines[1, row, column] = -np.inf
+    expected = np.dstack(np.unravel_index(np.argsort(-cosines, axis=None)[:9], cosines.shape))[0].tolist()
+    found = top_matches(x, query, 9, exclude=exclude)
+    assert [[match.image, match.row, match.column] for match in found] == expected
+    for match in found:
+        assert match.cosine == pytest.approx(cosines[match[:3]], abs=1e-6)
+
+
+def test_top_matches_of_little_and_of_nothing() -> None:
+    one = patches(shape=(1, 2, 2, 4))
+    assert len(top_matches(one, (0, 0, 0), 9)) == 3
+    assert top_matches(one, (0, 0, 0), exclude=5) == []
+    assert top_matches(one[:, :1, :1], (0, 0, 0)) == []
+    with pytest.raises(ValueError, match="1 or more"):
+        top_matches(one, (0, 0, 0), 0)
+    with pytest.raises(ValueError, match="NaN"):
+        top_matches(torch.full((1, 2, 2, 4), torch.nan), (0, 0, 0))
