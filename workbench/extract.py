@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from workbench.loading import load_backbone
 from workbench.origin import input_statistics
 from workbench.tiles import tiled_features
 
-FORMATS = (".safetensors", ".npz")
+TABLES = {".parquet": "pyarrow", ".zarr": "zarr"}
+FORMATS = (".safetensors", ".npz", ".parquet", ".zarr")
 
 
 def extract(
@@ -36,18 +39,22 @@ def extract(
 ) -> dict[str, Any]:
     """Write features of `images` by the backbone `spec` to the new file `out`; returns what was recorded beside them.
 
-    For image number i there are `i.patches` [H, W, D], `i.cls` [D], `i.registers` [R, D], in float16, and in the file's
-    metadata (of an .npz an entry `about`) a JSON text: code version, backbone, layer, normalisation, and of each image
-    its name, SHA-256 and grid. `short_side` in pixels resizes before (both sides go to whole patches in any case);
-    images larger than `tile` pixels go through window by window (`tiled_features`). Raises ValueError or OSError for a
-    bad image, an unknown format, or an `out` that is there already: then nothing is written.
+    For image number i there are `i.patches` [H, W, D], `i.cls` [D], `i.registers` [R, D], in float16; in .zarr they are
+    arrays of a group `i`, in .parquet rows of one table (`image`, `kind`, `row`, `column`, `feature`; only patches have
+    a column). In the file's metadata (of an .npz an entry `about`) is a JSON text: code version, backbone, layer,
+    normalisation, and of each image its name, SHA-256 and grid. `short_side` in pixels resizes before (both sides go to
+    whole patches in any case); images larger than `tile` pixels go through window by window (`tiled_features`). Raises
+    ValueError or OSError for a bad image, an unknown format, or an `out` that is there already: then nothing is
+    written.
     """
     if out.suffix not in FORMATS:
-        raise ValueError(f"{out.name} must end in {' or '.join(FORMATS)}.")
+        raise ValueError(f"{out.name} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     if out.exists():
         raise FileExistsError(f"{out} is there already; name another file or remove it.")
     if not images:
         raise ValueError("no images were named; give one file or more.")
+    if out.suffix in TABLES:
+        _library(out.suffix)
     backbone = load_backbone(spec, device=device)
     mean, std, assumed = input_statistics(spec, backbone)
     tensors: dict[str, torch.Tensor] = {}
@@ -90,6 +97,62 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -
     text = json.dumps(about)
     if out.suffix == ".safetensors":
         save_file(tensors, out, {"about": text})
-    else:
-        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if out.suffix == ".npz":
         np.savez(out, about=np.array(text), **arrays)
+    elif out.suffix == ".parquet":
+        _write_parquet(out, arrays, text)
+    else:
+        _write_zarr(out, arrays, text)
+
+
+def _library(suffix: str) -> Any:
+    """pyarrow or zarr; ImportError with the way to get it."""
+    try:
+        return importlib.import_module(TABLES[suffix])
+    except ImportError:
+        raise ImportError(
+            f"a {suffix} file is written by {TABLES[suffix]}, which is not here. Install it (pip install "
+            f"'dense-feature-workbench[tables]'), or choose .safetensors or .npz."
+        ) from None
+
+
+def _write_parquet(out: Path, arrays: dict[str, np.ndarray], text: str) -> None:
+    """One row a token; `feature` is a list of float16 of the width of the backbone."""
+    pa = _library(".parquet")
+    parquet = importlib.import_module("pyarrow.parquet")
+    columns: dict[str, list[Any]] = {name: [] for name in ("image", "kind", "row", "column")}
+    features = []
+    for name, array in arrays.items():
+        image, _, kind = name.partition(".")
+        rows, width = array.reshape(-1, array.shape[-1]), array.shape[1] if array.ndim == 3 else None
+        for place in range(len(rows)):
+            columns["image"].append(int(image))
+            columns["kind"].append({"patches": "patch", "registers": "register"}.get(kind, kind))
+            columns["row"].append(place if width is None else place // width)
+            columns["column"].append(None if width is None else place % width)
+        features.append(rows)
+    values = np.concatenate(features)
+    table = pa.table(
+        {
+            "image": pa.array(columns["image"], pa.int32()),
+            "kind": pa.array(columns["kind"], pa.string()).dictionary_encode(),
+            "row": pa.array(columns["row"], pa.int32()),
+            "column": pa.array(columns["column"], pa.int32()),
+            "feature": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float16()), values.shape[1]),
+        }
+    )
+    parquet.write_table(table.replace_schema_metadata({"about": text}), out, compression="zstd")
+
+
+def _write_zarr(out: Path, arrays: dict[str, np.ndarray], text: str) -> None:
+    """A folder; written beside and renamed, so that a half one never bears the name."""
+    zarr = _library(".zarr")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = Path(folder) / "store"
+        root = zarr.open_group(made, mode="w")
+        root.attrs["about"] = text
+        for name, array in arrays.items():
+            root.create_array(name.replace(".", "/"), data=array)
+        made.rename(out)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
+from pyarrow import parquet
 from safetensors import safe_open
 
 from workbench.__main__ import main
@@ -35,11 +38,36 @@ def read(out: Path) -> tuple[dict[str, torch.Tensor], dict]:
         with np.load(out, allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "about"}
             return arrays, json.loads(str(file["about"]))
+    if out.suffix == ".zarr":
+        group = zarr.open_group(out, mode="r")
+        names = [f"{image}/{kind}" for image in group for kind in group[image]]
+        arrays = {name.replace("/", "."): torch.from_numpy(np.asarray(group[name][...])) for name in names}
+        return arrays, json.loads(group.attrs["about"])
+    if out.suffix == ".parquet":
+        return read_table(out)
     with safe_open(out, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118
 
 
-@pytest.mark.parametrize("name", ["out.safetensors", "out.npz"])
+def read_table(out: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """A table back as tensors, by pandas."""
+    table = parquet.read_table(out)
+    frame = table.to_pandas()
+    tensors = {}
+    for (image, kind), rows in frame.groupby(["image", "kind"], observed=True):
+        values = torch.from_numpy(np.stack(rows["feature"].to_list()))
+        if kind == "patch":
+            assert rows[["row", "column"]].drop_duplicates().shape[0] == len(rows)
+            shape = (int(rows["row"].max()) + 1, int(rows["column"].max()) + 1)
+            order = (rows["row"] * shape[1] + rows["column"]).to_numpy().argsort()
+            tensors[f"{image}.patches"] = values[order.copy()].reshape(*shape, -1)
+        else:
+            assert rows["column"].isna().all()
+            tensors[f"{image}.{ {'register': 'registers'}.get(kind, kind) }"] = values[0] if kind == "cls" else values
+    return tensors, json.loads(table.schema.metadata[b"about"])
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.npz", "out.parquet", "out.zarr"])
 def test_features_are_those_of_the_backbone(pictures, tmp_path, capsys, name):
     out = tmp_path / name
     assert main(["features", *map(str, pictures), "--out", str(out)]) == 0
@@ -80,7 +108,7 @@ def test_a_run_and_a_timm_model_bring_their_own_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "x.parquet"], "must end in .safetensors or .npz"),
+        (["--out", "x.csv"], "must end in .safetensors, .npz, .parquet or .zarr"),
         (["--out", "there.npz"], "is there already"),
         (["--out", "y.npz", "--backbone", "nothing"], "unknown backbone spec"),
         (["--out", "y.npz", "--layer", "99"], "layer"),
@@ -101,3 +129,14 @@ def test_a_damaged_picture_is_told_and_nothing_written(pictures, tmp_path, capsy
     assert main(["features", str(pictures[0]), str(tmp_path / "broken.png"), "--out", str(tmp_path / "z.npz")]) == 2
     assert "broken.png" in capsys.readouterr().err
     assert not (tmp_path / "z.npz").exists()
+
+
+@pytest.mark.parametrize(("suffix", "library"), [(".parquet", "pyarrow"), (".zarr", "zarr")])
+def test_a_missing_library_is_named_before_any_work(pictures, tmp_path, monkeypatch, capsys, suffix, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["features", str(pictures[0]), "--out", str(tmp_path / f"out{suffix}")]) == 2
+    said = capsys.readouterr().err
+    assert library in said
+    assert "[tables]" in said
+    assert "patches" not in said
+    assert not (tmp_path / f"out{suffix}").exists()

@@ -12,11 +12,11 @@ from workbench.commands import Commands, plain
 
 def add(commands: Commands) -> None:
     """Give `commands` those of this module."""
-    text = "Write dense features of images to one .safetensors or .npz file, in float16, with where they come from."
+    text = "Write dense features of images to one file, in float16, with where they come from."
     parser = commands.add_parser("features", help="write dense features of images", description=text)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--backbone", metavar="SPEC", default="demo", help="as for load_backbone (default: demo)")
-    parser.add_argument("--out", metavar="FILE", required=True, help="a new .safetensors or .npz file")
+    parser.add_argument("--out", metavar="FILE", required=True, help="new: .safetensors, .npz, .parquet or .zarr")
     parser.add_argument("--short-side", metavar="PIXELS", type=int, help="resize the shorter side (default: no)")
     parser.add_argument("--layer", metavar="N", type=int, default=-1, help="block, from 0 or the end (default: last)")
     parser.add_argument("--tile", metavar="PIXELS", type=int, default=512, help="side of a window (default: 512)")
