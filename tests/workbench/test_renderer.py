@@ -554,3 +554,11 @@ def test_images_side_by_side_without_a_run(page: Page, tmp_path: Path, photos: t
     best, *_ = [m for m in best_matches(film[500].patches, (1, 2, 3)) if m and m["image"] == 0]
     shown = page.evaluate(f"{VIEW}.matches[0].value")
     assert shown == pytest.approx(best["similarity"], abs=1e-2)
+
+
+def test_python_draws_in_the_renderers_colours(page: Page) -> None:
+    from workbench.views.colours import DIVERGING, SEQUENTIAL, colour
+
+    ours = run_module(page, "return [Array.from(m.SEQUENTIAL), Array.from(m.DIVERGING)];")
+    assert ours == [SEQUENTIAL.ravel().tolist(), DIVERGING.ravel().tolist()]
+    assert colour(torch.tensor([-1.0, 0.0, 1.0, 2.0]).numpy(), 0, 1).tolist() == SEQUENTIAL[[0, 0, 255, 255]].tolist()

@@ -16,7 +16,7 @@ from workbench.analysis.similarity import similarity
 from workbench.backbones import VisionTransformer, ViTConfig
 from workbench.features import Features
 from workbench.views.encode import decode_features, encode_basis, encode_features, encode_image
-from workbench.views.page import standalone_page
+from workbench.views.page import STATIC, standalone_page
 from workbench.views.payloads import answer
 from workbench.views.similarity import SimilarityView, best_matches
 from workbench.views.steps import FeatureSteps
@@ -149,3 +149,18 @@ def test_a_patch_view_of_a_trainable_backbone_keeps_no_graph() -> None:
     shown = PatchView(pictures(1), backbone=network).similarity.features
     assert not shown.patches.requires_grad
     assert not shown.cls.requires_grad
+
+
+def test_a_page_and_a_notebook_show_the_one_renderer_file() -> None:
+    """Gradio's copy: tests/apps/test_monitor_page.py, over HTTP."""
+    renderer = (STATIC / "renderer.js").read_bytes()
+    features = Features(torch.ones(1, 2, 3, 4), torch.ones(1, 4), torch.ones(1, 0, 4))
+    images = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    page = standalone_page(FeatureSteps(images, {0: features}))
+    inside = page.partition('<script type="text/plain" id="renderer">')[2].partition("</script>")[0]
+    assert inside.encode() == renderer
+    _, buffers = PatchView(images, features).module(None, [])
+    assert buffers[0] == renderer
+    assert buffers[1] == (STATIC / "renderer.css").read_bytes()
+    found = [path for folder in ("workbench", "apps") for path in (STATIC.parents[1] / folder).rglob("renderer*.js")]
+    assert found == [STATIC / "renderer.js"]

@@ -28,7 +28,7 @@ def foreground_by_pca(patches: Tensor) -> Foreground:
 
     Which side is the object no component says: the side that holds the smaller share of the images' border patches is
     taken. Works where one kind of thing stands before one kind of background; look at the mask. Constant features give
-    an empty mask. Source: DINOv2, section 7.4 (first component thresholded); Otsu 1979, by scikit-image. Raises
+    an empty mask. Source: DINOv2, section 7.5 (first component thresholded); Otsu 1979, by scikit-image. Raises
     ValueError for another shape or values that are not finite.
     """
     _check(patches)

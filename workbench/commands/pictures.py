@@ -9,6 +9,9 @@ from rich.console import Console
 
 from workbench.commands import Commands, plain
 
+_KINDS = ("pca", "foreground", "similarity", "norm")
+_AT = "the asked patch, each from 0 at the left and top to 1 (default: 0.5 0.5)"
+
 
 def add(commands: Commands) -> None:
     """Give `commands` those of this module."""
@@ -33,6 +36,29 @@ def add(commands: Commands) -> None:
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="(default: en)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.set_defaults(do=write_comparison)
+    text = "Draw maps of images (PCA, foreground, similarity, norms) as one .png or .svg, or write them as .npz."
+    parser = commands.add_parser("maps", help="draw PCA, similarity and norm maps of images", description=text)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files; all share one PCA basis")
+    parser.add_argument("--backbone", metavar="SPEC", default="demo", help="as for load_backbone (default: demo)")
+    parser.add_argument("--out", metavar="FILE", required=True, help="a new .png, .svg or .npz file")
+    parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=["pca", "similarity", "norm"], help="which maps")
+    parser.add_argument("--at", metavar=("X", "Y"), nargs=2, type=float, default=(0.5, 0.5), help=_AT)
+    parser.add_argument(
+        "--components", metavar="N", nargs=3, type=int, default=(1, 2, 3), help="from 1 (default: 1 2 3)"
+    )
+    parser.add_argument("--short-side", metavar="PIXELS", type=int, help="resize the shorter side (default: no)")
+    parser.add_argument("--layer", metavar="N", type=int, default=-1, help="block, from 0 or the end (default: last)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.set_defaults(do=draw_maps)
+    text = "Write a film of a run's probe images: PCA and similarity maps over the steps, as .gif, .webp or .mp4."
+    parser = commands.add_parser("film", help="write a film of features over training", description=text)
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", metavar="FILE", required=True, help="a new .gif, .webp or .mp4 file")
+    parser.add_argument("--images", metavar="N", type=int, default=4, help="how many probe images (default: 4)")
+    parser.add_argument("--at", metavar=("X", "Y"), nargs=2, type=float, default=(0.5, 0.5), help=_AT)
+    parser.add_argument("--most-steps", metavar="N", type=int, default=60, help="spread over the run (default: 60)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="a step is shown for (default: 0.4)")
+    parser.set_defaults(do=write_film)
 
 
 def write_features(choice: argparse.Namespace) -> int:
@@ -78,4 +104,46 @@ def write_comparison(choice: argparse.Namespace) -> int:
     with file.open("x", encoding="utf-8") as opened:
         opened.write(text)
     Console().print(plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
+    return 0
+
+
+def draw_maps(choice: argparse.Namespace) -> int:
+    """Write a sheet of maps, or the maps as numbers."""
+    from workbench.maps import FORMATS, make_maps, write_maps
+
+    out = Path(choice.out)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"{out.name} must end in {', '.join(FORMATS)}.")
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; name another file or remove it.")
+    found = make_maps(
+        [Path(image) for image in choice.images],
+        choice.backbone,
+        kinds=choice.kinds,
+        at=tuple(choice.at),
+        components=[component - 1 for component in choice.components],
+        short_side=choice.short_side,
+        layer=choice.layer,
+        device=choice.device,
+    )
+    write_maps(found, out)
+    Console().print(plain(f"wrote {out}"), soft_wrap=True)
+    return 0
+
+
+def write_film(choice: argparse.Namespace) -> int:
+    """Write a film of a run and print its length and size."""
+    from workbench.film import film
+    from workbench.runs import Run
+
+    out = Path(choice.out)
+    steps = film(
+        Run(choice.run),
+        out,
+        images=choice.images,
+        at=tuple(choice.at),
+        most_steps=choice.most_steps,
+        seconds=choice.seconds,
+    )
+    Console().print(plain(f"wrote {out}: {steps} steps, {out.stat().st_size / 2**20:.1f} MB"), soft_wrap=True)
     return 0
