@@ -5,10 +5,11 @@
 Features pass through `encode_features` and `decode_features`; cosines of all pairs of patches are compared, a patch
 with itself left out. Sources: the trained backbone in the box and a timm ViT-S with random weights, or any specs, on
 square and on wide built-in scenes. Then stress on the wide ones, as massive activations are: the one or four channels
-of steadiest sign times 10 and times 50, and a channel that is 10 or 50 typical values in every patch. Beside the
-largest and the mean error of a cosine: the standard deviation of the exact cosines (what a map has to show), how often
-a patch's best match among all others is another one, and how much less similar, by float32, the new one is at most. Ordinary
-features have a limit on the largest error; stress has none and is printed as it is.
+of steadiest sign times 10 and times 50, and a channel that is 10 or 50 typical values in every patch.
+
+Beside the largest and the mean error of a cosine: the standard deviation of the exact cosines (what a map has to
+show), how often a patch's best match among all others is another one, and how much less similar, by float32, the new
+one is at most. Ordinary features have a limit on the largest error; stress has none and is printed as it is.
 """
 
 from __future__ import annotations
