@@ -84,7 +84,8 @@ _HOVER = """async (root) => {
     const clientX = box.left + (box.width * ((move * 37) % 101)) / 101;
     const clientY = box.top + (box.height * ((move * 61) % 103)) / 103;
     photo.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
-    drawn.push([await new Promise(requestAnimationFrame), seen.length]); // rises by one a drawn frame
+    const time = await new Promise(requestAnimationFrame);
+    if (seen.length !== drawn.at(-1)?.[1]) drawn.push([time, seen.length]); // another frame was drawn
   }
   return drawn;
 }"""
