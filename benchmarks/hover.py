@@ -16,6 +16,9 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +43,29 @@ def smooth_features(images: int, grid: int, channels: int, generator: torch.Gene
     return Features(patches, patches.mean(dim=(1, 2)), patches.new_zeros(images, 0, channels))
 
 
-def open_view(page: Page, html: str, steps: int) -> None:
-    """Load a standalone page and wait until every step is in memory."""
+@contextmanager
+def chromium_page(program: str | None = None) -> Iterator[Page]:
+    """A page of 1440 x 900 pixels in a headless Chromium; says before and after how busy the machine is."""
+    program = program or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors before", flush=True)
+        yield browser.new_page(viewport={"width": 1440, "height": 900})
+        print(f"load average {os.getloadavg()[0]:.1f} after")
+        browser.close()
+
+
+def open_view(page: Page, html: str, steps: int) -> float:
+    """Load a standalone page and wait until every step is in memory; returns the seconds that took."""
     with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
         file.write(without_policy(html))
+    start = time.perf_counter()
     page.goto(f"file://{file.name}")
     page.wait_for_function(f"document.querySelector('.dfw')?.view.frames.held.size === {steps}", timeout=60_000)
+    seconds = time.perf_counter() - start
     page.wait_for_timeout(500)
     Path(file.name).unlink()
+    return seconds
 
 
 def hover(root: Locator, moves: int) -> dict[str, list[float]]:
@@ -147,29 +165,19 @@ def report_hover(where: str, figures: dict[str, list[float]], kernel: float) -> 
     return [report(f"{where}, {name}", values, {**TARGETS, "kernel": kernel}[name]) for name, values in figures.items()]
 
 
-def load() -> str:
-    """How busy the machine is, its own work included."""
-    return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"))
+    parser.add_argument("--chromium", metavar="PROGRAM", help="(default: the first found of the usual names)")
     parser.add_argument("--moves", type=int, default=150)
     parser.add_argument("--dtype", choices=["int8", "float16"], default="int8")
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     kept = []
-    print(load())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=options.chromium, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+    with chromium_page(options.chromium) as page:
         for (side, channels), kernel in GRIDS.items():
             root = hovered_page(page, side, channels, options.dtype, generator)
             kept += report_hover(f"{side} x {side} x {channels}", hover(root, options.moves), kernel)
         kept += [report(f"scrubbing, {name}", gaps, TARGETS[name]) for name, gaps in scrub(page, generator).items()]
-        browser.close()
-    print(load())
     raise SystemExit(0 if all(kept) else 1)
 
 

@@ -10,7 +10,6 @@ The server is the one that the tests drive, `tests/workbench/jupyter_lab.py`.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from hover import ARGUMENTS, GRIDS, hover, load, report_hover
-from playwright.sync_api import Locator, Page, sync_playwright
+from hover import GRIDS, chromium_page, hover, report_hover
+from playwright.sync_api import Locator, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/workbench"))
 from jupyter_lab import Lab, jupyter_lab  # pyright: ignore[reportMissingImports]
@@ -71,33 +70,29 @@ def saved_bytes(page: Page, lab: Lab) -> int:
 def main(
     moves: int = 150,
     mode: Literal["both", "pca", "similarity", "image"] = "both",
-    chromium: str | None = shutil.which("chromium") or shutil.which("google-chrome"),
+    chromium: str | None = None,
 ) -> None:
     setup = SETUP.format(here=str(Path(__file__).resolve().parent), grids=list(GRIDS))
     cells = [f"PatchView(image, features=features[{grid}], mode={mode!r})" for grid in GRIDS]
-    kept, seconds = [], []
-    print(load())
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        with jupyter_lab(Path(folder) / "lab", free_port(), [setup, *cells]) as lab:
-            lab.open(page, cells=1)
-            page.wait_for_function(RAN, timeout=120_000)
-            for number, ((side, channels), kernel) in enumerate(GRIDS.items()):
-                root, wait = shown(page, number + 1, number)
-                seconds.append(wait)
-                page.wait_for_timeout(500)
-                kept += report_hover(f"{side} x {side} x {channels}", hover(root, moves), kernel)
-            size = saved_bytes(page, lab)
-            page.goto("about:blank")
-        browser.close()
-    print(
-        f"until the maps are drawn: {', '.join(f'{wait:.1f} s' for wait in seconds)} (the first fetches the renderer)"
-    )
+    kept, waits = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        chromium_page(chromium) as page,
+        jupyter_lab(Path(folder) / "lab", free_port(), [setup, *cells]) as lab,
+    ):
+        lab.open(page, cells=1)
+        page.wait_for_function(RAN, timeout=120_000)
+        for number, ((side, channels), kernel) in enumerate(GRIDS.items()):
+            root, seconds = shown(page, number + 1, number)
+            waits.append(f"{seconds:.1f} s")
+            page.wait_for_timeout(500)
+            kept += report_hover(f"{side} x {side} x {channels}", hover(root, moves), kernel)
+        size = saved_bytes(page, lab)
+        page.goto("about:blank")  # before the server goes
+    print(f"until the maps are drawn: {', '.join(waits)} (the first fetches the renderer)")
     kept.append(size <= LARGEST_NOTEBOOK)
     verdict = "kept" if kept[-1] else "MISSED"
     print(f"saved notebook: {size / 1000:.0f} kB, target {LARGEST_NOTEBOOK / 1000:.0f} kB: {verdict}")
-    print(load())
     raise SystemExit(0 if all(kept) else 1)
 
 
