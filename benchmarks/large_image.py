@@ -1,10 +1,13 @@
 """What do features, a PCA map and a similarity map of a large photograph cost, in seconds and in memory?
 
-    python benchmarks/large_image.py [--side 4096 --tile 512 --backbone small]
+    python benchmarks/large_image.py [--side 4096 --tile 512 --backbone small] [--browser]
 
 A synthetic photograph of `side` x `side` pixels goes window by window through a network with random weights (ViT-S/16
 by default; time and memory do not depend on the weights), then the exact and the sampled PCA basis, the colours, and
 maps for clicked patches. Memory is the peak resident size of the process, PyTorch included.
+
+With `--browser` the picture is then shown as one HTML file in a headless Chromium: how large the file is, the seconds
+until its features are in memory, and the figures of `benchmarks/hover.py`, with the targets of its larger grid.
 """
 
 from __future__ import annotations
@@ -18,16 +21,24 @@ from typing import Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from workbench.analysis.pca import color_range, fit_pca, fit_pca_sampled, project, subspace_cosine, to_rgb
 from workbench.analysis.similarity import UnitPatches
 from workbench.backbones import VisionTransformer, ViTConfig
+from workbench.features import Features
 from workbench.images import normalize
 from workbench.tiles import tiled_features
+from workbench.views.page import standalone_page
+from workbench.views.steps import FeatureSteps
 
 
 def main(
-    side: int = 4096, tile: int = 512, margin: int = 64, backbone: Literal["small", "base", "large"] = "small"
+    side: int = 4096,
+    tile: int = 512,
+    margin: int = 64,
+    backbone: Literal["small", "base", "large"] = "small",
+    browser: bool = False,
 ) -> None:
     torch.manual_seed(0)
     config = {"small": ViTConfig.vit_small, "base": ViTConfig.vit_base, "large": ViTConfig.vit_large}[backbone]()
@@ -60,6 +71,22 @@ def main(
         units.map((0, (37 * k) % rows, (59 * k) % columns))
         times.append(time.perf_counter() - start)
     said("similarity map of one patch, median of 30", statistics.median(times))
+    if browser:
+        browse(features, pixels)
+
+
+def browse(features: Features, pixels: Tensor) -> None:
+    """Hover over the picture [1, 3, h, w] in its standalone page; exits with 1 where a target is missed."""
+    from hover import GRIDS, chromium_page, hover, open_view, report_hover  # needs Playwright
+
+    start = time.perf_counter()
+    html = standalone_page(FeatureSteps(pixels, {0: features}), view="patches")
+    said(f"HTML file of {len(html) / 1e6:.1f} MB", time.perf_counter() - start)
+    with chromium_page() as page:
+        said("page opened, features in memory", open_view(page, html, steps=1))
+        figures = hover(page.locator(".dfw"), moves=150)
+        kept = report_hover(" x ".join(map(str, features.patches.shape[1:])), figures, max(GRIDS.values()))
+    raise SystemExit(0 if all(kept) else 1)
 
 
 def said(what: str, seconds: float) -> None:
