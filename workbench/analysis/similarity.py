@@ -93,7 +93,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of `x` [..., D] as int8 [..., D] in -127..127 and one float32 scale a row [...]; x is about q * scale.
 
     The scale is the row's largest magnitude / 127, so no value is clipped and the error is at most scale / 2. Cosines
-    between rows keep about 1e-3. A zero row has scale 0. Raises ValueError for values that are not finite.
+    between rows move by about 1e-3, at most 1e-2. A zero row has scale 0. Raises ValueError for values that
+    are not finite.
     """
     x = x.float()
     largest = x.abs().amax(dim=-1)

@@ -103,7 +103,7 @@ def write_comparison(choice: argparse.Namespace) -> int:
     )
     with file.open("x", encoding="utf-8") as opened:
         opened.write(text)
-    Console().print(plain(f"wrote {file}: {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True)
+    Console().print(plain(f"wrote {file}: {len(text.encode()) / 1e6:.1f} MB"), soft_wrap=True)
     return 0
 
 
@@ -145,5 +145,5 @@ def write_film(choice: argparse.Namespace) -> int:
         most_steps=choice.most_steps,
         seconds=choice.seconds,
     )
-    Console().print(plain(f"wrote {out}: {steps} steps, {out.stat().st_size / 2**20:.1f} MB"), soft_wrap=True)
+    Console().print(plain(f"wrote {out}: {steps} steps, {out.stat().st_size / 1e6:.1f} MB"), soft_wrap=True)
     return 0

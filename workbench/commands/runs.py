@@ -76,7 +76,7 @@ def write_page(choice: argparse.Namespace) -> int:
     with Path(choice.file).open("x", encoding="utf-8") as file:
         file.write(text)
     Console().print(
-        plain(f"wrote {choice.file}: {len(steps)} steps, {len(text.encode()) / 2**20:.1f} MB"), soft_wrap=True
+        plain(f"wrote {choice.file}: {len(steps)} steps, {len(text.encode()) / 1e6:.1f} MB"), soft_wrap=True
     )
     return 0
 

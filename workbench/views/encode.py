@@ -19,9 +19,9 @@ Transport = Literal["int8", "float16"]
 def encode_features(features: Features, dtype: Transport = "int8") -> bytes:
     """Patch and class tokens of I images as a safetensors file.
 
-    "int8": `patches` I8 [I, H, W, D] and `patches.scale` F32 [I, H, W]; cosines between patches stay within about
-    1e-3. "float16": `patches` F16. Both: `cls` F16 [I, D]. float16 overflow (beyond 65 504) is a ValueError, as is
-    another dtype.
+    "int8": `patches` I8 [I, H, W, D] and `patches.scale` F32 [I, H, W]; cosines between patches move by about 1e-3,
+    at most 1e-2. "float16": `patches` F16. Both: `cls` F16 [I, D]. float16 overflow (beyond 65 504) is a ValueError,
+    as is another dtype.
     """
     if dtype not in get_args(Transport):
         raise ValueError(f"features travel as {' or '.join(get_args(Transport))}, not {dtype!r}.")
