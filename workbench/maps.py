@@ -103,7 +103,6 @@ def write_maps(found: Maps, out: Path) -> None:
         arrays: dict[str, Any] = {
             f"{i}.{kind}": map_ for kind, maps in found.maps.items() for i, map_ in enumerate(maps)
         }
-        content = None
         with out.open("xb") as file:
             np.savez(file, about=np.array(json.dumps(found.about)), **arrays)
         return
