@@ -25,7 +25,7 @@ parameters with neither registers nor RoPE augmentation. Three ingredients are t
 and RoPE rescale, which it has not, are put in. {steps} steps of {batch_size} images, seeds {seeds}, one field of the
 config changed, the rest of it equal (the script refuses any other run). EMA teachers, on scenes that no training saw:
 {test_scenes} for the dense scores, {queries} single objects for global k-NN, the same for every run, so that their
-choice is in no error below. {identities} identities of {classes} categories; chance is {chance:.3f} for both k-NN scores.
+choice is in no error below. {identities} identities of {classes} categories; chance is {chance:.3f} for both k-NN.
 
 A difference is that to the base run *of the same seed*: mean ± standard error over seeds. With {count} seeds an
 interval of 95 % reaches {quantile} standard errors to both sides; only where it leaves out zero is the difference
@@ -33,7 +33,7 @@ interval of 95 % reaches {quantile} standard errors to both sides; only where it
 not bold is *not shown to be zero*: an effect smaller than those intervals cannot be seen here."""
 LIMITS = """\
 One tiny network, {steps} steps, crops of 48 pixels, drawn scenes. The papers brought these ingredients in for other
-sizes and lengths: registers against high-norm tokens, which no run here has; rescale for resolutions never trained on;
+sizes and lengths: registers against high-norm tokens, of which the base has none; rescale for resolutions never trained on;
 Gram anchoring, which is not in this comparison, for long runs ([degradation-lab.md](degradation-lab.md) has an induced
 stand-in). A line above says what happened *here*; none of it ranks the ingredients. Centering at the learning rate of
 the base is not the DINO of [objectives.md](objectives.md) either, which has settings of its own. No weight was tuned
