@@ -33,7 +33,7 @@ interval of 95 % reaches {quantile} standard errors to both sides; only where it
 not bold is *not shown to be zero*: an effect smaller than those intervals cannot be seen here."""
 LIMITS = """\
 One tiny network, {steps} steps, crops of 48 pixels, drawn scenes. The papers brought these ingredients in for other
-sizes and lengths: registers against high-norm tokens, of which the base has none; rescale for resolutions never trained on;
+sizes and lengths: registers against high-norm tokens (the base has none); rescale for resolutions never trained on;
 Gram anchoring, which is not in this comparison, for long runs ([degradation-lab.md](degradation-lab.md) has an induced
 stand-in). A line above says what happened *here*; none of it ranks the ingredients. Centering at the learning rate of
 the base is not the DINO of [objectives.md](objectives.md) either, which has settings of its own. No weight was tuned
