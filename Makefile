@@ -20,7 +20,7 @@ LAB_LIBRARY ?=
 SEEDS ?= 0
 
 # Benchmarks that read finished trainings, and what they share: not part of `make bench`.
-NEED_RUNS = $(patsubst %,benchmarks/%.py,cpu_% lab% objectives natural% alternatives backbone diseases finished_runs onset onset_streams)
+NEED_RUNS = $(patsubst %,benchmarks/%.py,cpu_% lab% objectives ingredients% natural% alternatives backbone diseases finished_runs onset onset_streams)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo pipeline lab test lint format types imports unit browser bench constraints clean

@@ -20,6 +20,7 @@ def test_there_is_a_notebook() -> None:
         "degradation_lab",
         "dino_simclr_moco",
         "first_look",
+        "from_dino_to_dinov3",
         "gram_over_a_run",
         "launch_and_watch",
         "matching_and_tracking",
