@@ -19,6 +19,7 @@ from workbench.features import Backbone, Features
 from workbench.images import normalize, read_image, resize_to_patches
 from workbench.loading import load_backbone
 from workbench.origin import input_statistics
+from workbench.plain_files import check_new
 from workbench.tiles import tiled_features
 
 TABLES = {".parquet": "pyarrow", ".zarr": "zarr"}
@@ -47,10 +48,7 @@ def extract(
     ValueError or OSError for a bad image, an unknown format, or an `out` that is there already: then nothing is
     written.
     """
-    if out.suffix not in FORMATS:
-        raise ValueError(f"{out.name} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; name another file or remove it.")
+    check_new(out, FORMATS)
     if not images:
         raise ValueError("no images were named; give one file or more.")
     if out.suffix in TABLES:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from workbench.analysis.pca import color_range, fit_pca, project, to_rgb
 from workbench.analysis.similarity import similarity
+from workbench.plain_files import check_new
 from workbench.run_source import provenance, sample_tokens, spread
 from workbench.runs import Run
 from workbench.views.colours import colour
@@ -39,10 +40,7 @@ def film(
     The provenance is the comment of a GIF or an MP4 and the XMP entry of a WebP. Raises ValueError for a run without
     features, another format, or steps of different grids; ImportError where .mp4 needs PyAV.
     """
-    if out.suffix not in FORMATS:
-        raise ValueError(f"{out.name} must end in {', '.join(FORMATS)}.")
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; name another file or remove it.")
+    check_new(out, FORMATS)
     if not 1 <= images <= MOST_IMAGES or most_steps < 2 or seconds <= 0 or not all(0 <= place <= 1 for place in at):
         raise ValueError(f"a film shows 1 to {MOST_IMAGES} images, 2 steps or more, a time and a place in 0 to 1.")
     if out.suffix == ".mp4":

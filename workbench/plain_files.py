@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 MOST_BYTES = 512 * 2**20
@@ -46,3 +47,11 @@ def read_plain(path: Path, start: int = 0) -> bytes:
 def check_plain(path: Path) -> None:
     """Raise as `open_plain` does for a file that a library is about to open by its name."""
     os.close(open_plain(path, os.O_RDONLY))
+
+
+def check_new(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise before any work: ValueError unless `path` ends in one of `suffixes`, FileExistsError if it is there."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path.name} must end in {' or '.join(suffixes)}.")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; name another file or remove it.")

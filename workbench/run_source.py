@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.analysis.advice import without_command
-from workbench.analysis.pca import color_range, fit_pca, project
+from workbench.analysis.pca import color_range, explained, fit_pca, project
 from workbench.runs import Run
 from workbench.views.encode import Transport, encode_basis, encode_features, encode_image
 from workbench.views.page import standalone_page
@@ -77,9 +77,8 @@ class RunSource:
             fitted = spread(steps)
             tokens = sample_tokens(self.run, fitted)
             basis = fit_pca(tokens)
-            explained = (basis.variance / max(basis.total_variance, 1e-12)).tolist()
             content = encode_basis(basis, color_range(project(basis, tokens)))
-            self._basis = steps, {"steps": fitted, "explained": explained}, content
+            self._basis = steps, {"steps": fitted, "explained": explained(basis)}, content
         return self._basis[1], self._basis[2]
 
     def _probes(self, step: int) -> Any:

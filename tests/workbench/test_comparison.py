@@ -224,7 +224,7 @@ def test_the_command_writes_a_page_that_works_offline(
     assert about["sources"] == ["demo", "synthetic"]
     assert about["images"][0]["name"] == "cat.png"
     assert main(command) == 2
-    assert "exists" in capsys.readouterr().err
+    assert "is there already" in capsys.readouterr().err
     assert main(["compare", str(image), "--backbone", "nonsense", "--out", str(tmp_path / "no.html")]) == 2
     assert not (tmp_path / "no.html").exists()
 

@@ -108,7 +108,7 @@ def test_a_run_and_a_timm_model_bring_their_own_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "x.csv"], "must end in .safetensors, .npz, .parquet or .zarr"),
+        (["--out", "x.csv"], "must end in .safetensors or .npz or .parquet or .zarr"),
         (["--out", "there.npz"], "is there already"),
         (["--out", "y.npz", "--backbone", "nothing"], "unknown backbone spec"),
         (["--out", "y.npz", "--layer", "99"], "layer"),

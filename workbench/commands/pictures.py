@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.commands import Commands, plain
+from workbench.plain_files import check_new
 
 _KINDS = ("pca", "foreground", "similarity", "norm")
 _AT = "the asked patch, each from 0 at the left and top to 1 (default: 0.5 0.5)"
@@ -87,8 +88,7 @@ def write_comparison(choice: argparse.Namespace) -> int:
     from workbench.compare import comparison_page
 
     file, specs = Path(choice.out), choice.backbone or ["demo"]
-    if file.exists():
-        raise FileExistsError(f"{file} exists already; name another file or remove it.")
+    check_new(file, (".html",))
     if choice.side < 1:
         raise ValueError(f"--side {choice.side}: images need 1 pixel or more")
     paths = [Path(image) for image in choice.images]
@@ -112,10 +112,7 @@ def draw_maps(choice: argparse.Namespace) -> int:
     from workbench.maps import FORMATS, make_maps, write_maps
 
     out = Path(choice.out)
-    if out.suffix not in FORMATS:
-        raise ValueError(f"{out.name} must end in {', '.join(FORMATS)}.")
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; name another file or remove it.")
+    check_new(out, FORMATS)
     found = make_maps(
         [Path(image) for image in choice.images],
         choice.backbone,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.analysis.pca import Basis, color_range, fit_pca, project
+from workbench.analysis.pca import Basis, color_range, explained, fit_pca, project
 from workbench.features import Features
 from workbench.views.encode import Transport, encode_basis, encode_features, encode_image
 from workbench.views.payloads import Summary
@@ -79,8 +79,7 @@ class FeatureSteps:
             basis = fit_pca(tokens)
             self._basis = basis, color_range(project(basis, tokens))
         basis, limits = self._basis
-        explained = (basis.variance / max(basis.total_variance, 1e-12)).tolist()
-        return {"steps": list(self.features), "explained": explained}, encode_basis(basis, limits)
+        return {"steps": list(self.features), "explained": explained(basis)}, encode_basis(basis, limits)
 
 
 def _both_languages(caption: Any) -> dict[str, str]:
