@@ -120,7 +120,7 @@ def maps_sheet(found: Maps) -> Sheet:
     names = ", ".join(str(component + 1) for component in found.about["components"])
     headings = {
         "pca": f"PCA {names}: {share:.0f} % of the variance",
-        "foreground": "foreground (first component, Otsu)",
+        "foreground": "foreground (PCA 1, Otsu)",
         "similarity": "cosine to the red patch, 0 to 1",
         "norm": f"norm, {low:.1f} to {high:.1f}",
     }
